@@ -1,0 +1,251 @@
+r"""Numbers for the paper, by key, from results files alone.
+
+A *keyed* results file is a CSV with a column ``metric`` and a column ``value``. The columns before ``metric`` name the
+row, those after ``value`` add to it (``low`` and ``high`` are its 95% interval):
+
+    03_main/summary.csv      domain,arm,metric,value,low,high
+                             language,qlora,nll,0.742,0.701,0.789
+
+gives ``main.language.qlora.nll``: the notebook's name without its number, the file's name unless it is ``summary``, the
+row's names, the metric. Each further column becomes a key of its own below that (``...nll.p_holm``). In LaTeX
+``\vq{key}`` prints the number, ``\vqci{key}`` its interval and ``\vqcase{key}{supported}{denied}{undecided}`` picks the
+sentence that a verdict allows; an unknown key stops LaTeX (see ``paper/vqkeys.sty``).
+
+How a number is printed follows from the metric's name (``kind``), so that it looks the same in prose and in tables.
+"""
+
+import csv
+import hashlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+KEY = re.compile(r"[a-z0-9][a-z0-9_.+\-]*\Z")
+INTERVAL = ("low", "high")
+SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider")
+PLAIN = ("nll", "loss", "margin", "perplexity", "difference")
+COUNTS = ("clips", "clips_left_out", "runs", "seeds", "steps", "rank", "frames", "captions", "questions", "parameters",
+          "trainable_parameters", "base_parameters", "words", "sprites", "events", "batch_size", "examples", "files")
+
+
+class ResultsError(ValueError):
+    """A results file is missing or does not have the form a key, table or figure needs; the message names it."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number or word of a results file, ready for LaTeX.
+
+    ``text`` and ``interval`` are LaTeX (``interval`` is empty where the file gives none), ``source`` is the file.
+    """
+
+    text: str
+    interval: str
+    source: str
+
+
+def kind(metric: str) -> str:
+    """What a metric measures, read off its name.
+
+    One of percent, score (printed times 100), loss, bytes, seconds, count, p, rate, number.
+    """
+    name = metric.rsplit(".", 1)[-1]
+    if name.endswith("_frac") or re.fullmatch(r"(t2v|v2t)_(r\d+|map)", name):
+        return "percent"
+    if name in SCORES:
+        return "score"
+    if name in PLAIN or name.endswith("_nll"):
+        return "loss"
+    if name.endswith("_bytes"):
+        return "bytes"
+    if name.endswith("_s"):
+        return "seconds"
+    if name in ("p", "p_holm") or name.startswith("p_"):
+        return "p"
+    if name.endswith("learning_rate") or name == "weight_decay":
+        return "rate"
+    if name in COUNTS or name.endswith(("_count", "_parameters", "_clips")):
+        return "count"
+    return "number"
+
+
+def latex_text(text: str) -> str:
+    """The text with LaTeX's own characters made harmless."""
+    table = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    table.update({character: "\\" + character for character in "&%$#_{}"})
+    return "".join(table.get(character, character) for character in text)
+
+
+def _signed(text: str) -> str:
+    return r"\ensuremath{-}" + text[1:] if text.startswith("-") else text
+
+
+def _decimals(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return _signed(text[1:] if text.startswith("-") and float(text) == 0 else text)
+
+
+def _scaled(value: float, steps: Iterable[tuple[float, str]], digits: int = 1) -> str:
+    for factor, unit in steps:
+        if abs(value) >= factor:
+            return f"{_decimals(value / factor, digits)}~{unit}"
+    return f"{_decimals(value, digits)}~{unit}"
+
+
+def _rate(value: float) -> str:
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:e}".split("e")
+    mantissa = f"{float(mantissa):g}"
+    times = "" if mantissa == "1" else mantissa + r"\times"
+    return rf"\ensuremath{{{times}10^{{{int(exponent)}}}}}"
+
+
+def format_number(value: float | str, metric: str, *, unit: bool = True) -> str:
+    r"""A value as LaTeX prints it, by the kind of its metric.
+
+    Args:
+        value: in the unit of the metric's name (fractions, bytes, seconds); text is passed through, escaped.
+        metric: the metric's name, which decides the format.
+        unit: False leaves the per cent sign out (inside an interval or under a table head that has it).
+    """
+    if isinstance(value, str):
+        return latex_text(value)
+    value = float(value)
+    if math.isnan(value):
+        return "n/a"
+    match kind(metric):
+        case "percent":
+            return _decimals(100 * value, 1) + (r"\%" if unit else "")
+        case "score":
+            return _decimals(100 * value, 1)
+        case "loss":
+            return _decimals(value, 3)
+        case "bytes":
+            return _scaled(value, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")))
+        case "seconds":
+            return _scaled(value, ((5400, "h"), (120, "min"), (1, "s"))) if abs(value) >= 1 else \
+                f"{_decimals(1000 * value, 1)}~ms"
+        case "p":
+            return r"\ensuremath{<}0.001" if value < 0.001 else _decimals(value, 3)
+        case "rate":
+            return _rate(value)
+        case "count":
+            return _signed(f"{round(value):,}".replace(",", r"\,"))
+        case _:
+            return _signed(f"{value:.3g}") if value != round(value) else _signed(str(round(value)))
+
+
+def format_interval(low: float, high: float, metric: str) -> str:
+    """``[low, high]`` in the format of the metric, empty where either end is missing."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"[{format_number(low, metric, unit=False)}, {format_number(high, metric, unit=False)}]"
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _part(text: str) -> str:
+    number = _number(text)
+    return f"{number:g}".replace("e-0", "e-") if isinstance(number, float) else text.strip().lower().replace(" ", "-")
+
+
+def _rows(path: Path, prefix: str) -> Iterable[tuple[str, Value]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        if "metric" not in columns or "value" not in columns:
+            return
+        names = columns[:columns.index("metric")]
+        extra = [column for column in columns[columns.index("value") + 1:] if column not in INTERVAL]
+        for row in reader:
+            where = f"{path.name} line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ResultsError(f"{path}, line {reader.line_num}: {len(columns)} columns expected")
+            metric = row["metric"]
+            key = ".".join((prefix, *(_part(row[name]) for name in names if row[name] != ""), metric))
+            interval = ""
+            if all(row.get(end, "") != "" for end in INTERVAL):
+                interval = format_interval(float(row["low"]), float(row["high"]), metric)
+            if row["value"] != "":
+                yield key, Value(format_number(_number(row["value"]), metric), interval, where)
+            for column in extra:
+                if row[column] != "":
+                    like = metric if column in ("margin", "reference") else column
+                    yield f"{key}.{column}", Value(format_number(_number(row[column]), like), "", where)
+
+
+def prefix(notebook: str, file: str) -> str:
+    """The first part of a key: ``03_main``, ``summary.csv`` -> ``main``; ``03_main``, ``tests.csv`` -> ``main.tests``."""
+    stem = Path(file).stem
+    name = re.sub(r"^\d+_", "", notebook)
+    return name if stem == "summary" else f"{name}.{stem}"
+
+
+def collect(results: Path) -> dict[str, Value]:
+    """All keys of a results folder (``<results>/<NN_name>/*.csv``), sorted.
+
+    Raises:
+        ResultsError: no such folder, a key twice, or a key with a character that LaTeX cannot read.
+    """
+    results = Path(results)
+    if not results.is_dir():
+        raise ResultsError(f"{results}: no results here; run `make paper` or one notebook first")
+    keys: dict[str, Value] = {}
+    for path in sorted(results.glob("[0-9]*/*.csv")):
+        for key, value in _rows(path, prefix(path.parent.name, path.name)):
+            if not KEY.match(key):
+                raise ResultsError(f"{path}: key '{key}' may hold a-z 0-9 _ . + - only")
+            if key in keys:
+                raise ResultsError(f"{path}: key '{key}' occurs twice (also {keys[key].source})")
+            keys[key] = value
+    return dict(sorted(keys.items()))
+
+
+def results_id(results: Path) -> str:
+    """Twelve hex digits over all results CSV files of a folder: the runs that a paper was made from."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(results).glob("[0-9]*/*.csv")):
+        digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str) -> str:
+    """The LaTeX file that defines every key, and the stamp of the first page."""
+    lines = ["% Written by vqlora.report.keys from results files; do not edit.",
+             rf"\def\vqprofile{{{latex_text(profile)}}}", rf"\def\vqrunsid{{{runs_id}}}"]
+    lines += [rf"\vqset{{{key}}}{{{value.text}}}{{{value.interval}}}" for key, value in keys.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_atomic(path: Path, text: str | bytes) -> Path:
+    """Write a file so that a reader sees the old one or the new one, never half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode("utf-8") if isinstance(text, str) else text
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_keys(results: Path, generated: Path, profile: str) -> dict[str, Value]:
+    """Write ``<generated>/keys.tex`` for a results folder and return the keys."""
+    keys = collect(results)
+    write_atomic(Path(generated) / "keys.tex", keys_tex(keys, profile, results_id(results)))
+    return keys
