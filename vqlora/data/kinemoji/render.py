@@ -133,16 +133,16 @@ def _background(shot: Shot) -> np.ndarray:
     """Float32 ``[88, 88, 3]``: muted, so that sprites stand out, but never flat."""
     rng = np.random.default_rng(shot.background_seed)
     side = SIDE + 2 * _MARGIN
-    a, b = rng.uniform(60, 200, size=(2, 3))
-    u, v = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
+    a, b = rng.uniform(60, 200, size=(2, 3)).astype(np.float32)
+    u = np.linspace(0, 1, side, dtype=np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    along = np.cos(angle) * u + np.sin(angle) * v
+    along = np.float32(np.cos(angle)) * u + np.float32(np.sin(angle)) * u[:, None]
     match shot.background:
         case "gradient":
             mix = (along - along.min()) / np.ptp(along)
         case "noise":
-            coarse = rng.uniform(0, 1, size=(8, 8))
-            mix = np.kron(coarse, np.ones((side // 8, side // 8)))
+            coarse = rng.uniform(0, 1, size=(8, 8)).astype(np.float32)
+            mix = coarse.repeat(side // 8, axis=0).repeat(side // 8, axis=1)
         case "stripes":
             mix = (np.sin(2 * np.pi * along * rng.uniform(4, 8)) > 0) * 0.5
         case "checks":
@@ -151,7 +151,7 @@ def _background(shot: Shot) -> np.ndarray:
             mix = ((row[:, None] + row[None]) % 2) * 0.5
         case other:
             raise ValueError(f"background {other!r} is unknown; allowed: gradient, noise, stripes, checks")
-    return (a + (b - a) * mix[..., None]).astype(np.float32)
+    return a + (b - a) * mix[..., None].astype(np.float32)
 
 
 def _camera(scene: Scene, t: int) -> tuple[int, int]:
@@ -196,8 +196,9 @@ def _expose(frame: np.ndarray, scene: Scene, t: int, domain) -> np.ndarray:
         frame, noise_sd = _blur(frame), noise_sd + 14
     bank, size = _noise_bank(), frame.size
     offset = int(rng.integers(bank.size - size))
-    noisy = frame + noise_sd * bank[offset : offset + size].reshape(frame.shape)
-    return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+    noisy = bank[offset : offset + size].reshape(frame.shape) * np.float32(noise_sd)
+    noisy += frame
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
 
 
 def _blur(frame: np.ndarray, radius: int = 2) -> np.ndarray:

@@ -84,7 +84,7 @@ def sample_scene(domain: Domain, part: str, index: int, seed: int) -> Scene:
     shots = _shots(domain, rng)
     n_events = int(rng.integers(1, 4))
     windows = _windows(domain, n_events, shots, rng)
-    actors, events = _cast(domain, windows, rng)
+    actors, events = _cast(domain, windows, len(shots), rng)
     inserted, aside = _inserts(domain, events, actors, rng)
     degraded = _degraded(domain, events, rng)
     return Scene(
@@ -118,7 +118,7 @@ def _windows(domain, n_events, shots, rng) -> list[tuple[int, int, int]]:
             return windows
 
 
-def _cast(domain, windows, rng) -> tuple[tuple[Actor, ...], tuple[Event, ...]]:
+def _cast(domain, windows, n_shots, rng) -> tuple[tuple[Actor, ...], tuple[Event, ...]]:
     """One actor for each event, still ones to fill up (a shot holds 1 to 4), grey movers where the domain has them."""
     sprites = [int(s) for s in rng.permutation(domain.sprites)]
     actors: list[Actor] = []
@@ -139,7 +139,7 @@ def _cast(domain, windows, rng) -> tuple[tuple[Actor, ...], tuple[Event, ...]]:
         place(sprite, shot)
         events.append(Event(len(actors) - 1, motion, start, end))
     used = {shot for _, _, shot in windows}
-    for shot in sorted(used | {0}):
+    for shot in range(n_shots):
         still = int(rng.integers(0 if shot in used else 1, 3))
         for _ in range(min(still, 3 - len([a for a in actors if a.shot == shot]))):
             place(sprites.pop(), shot)
