@@ -1,0 +1,139 @@
+"""Figures of the paper, from results files to vector PDF and PNG.
+
+Each figure is a pure function of a results folder: ``FIGURES["quality_memory"](results) -> Figure``. ``write_figures``
+draws all of them in the style of ``figures/vqlora.mplstyle``. Same results, same bytes: no date, no software version and
+no random number enters a file. Colour and marker belong to the method, in every figure the same.
+"""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg", force=False)
+
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from vqlora.report.keys import ResultsError, write_atomic  # noqa: E402
+from vqlora.report.tables import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
+
+STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
+MARKS = {"frozen": ("#000000", "s"), "full": ("#D55E00", "D"), "lora": ("#56B4E9", "o"), "qlora": ("#0072B2", "^")}
+OTHER = ("#009E73", "v")
+
+
+def _mark(arm: str) -> tuple[str, str]:
+    return MARKS.get(arm, OTHER)
+
+
+def _wide(frame: pd.DataFrame, domain: str, arm: str, metric: str) -> tuple[float, float, float]:
+    rows = frame[(frame["domain"] == domain) & (frame["arm"] == arm) & (frame["metric"] == metric)]
+    if rows.empty:
+        raise ResultsError(f"03_main/summary.csv: no {metric} for {arm} on {domain}")
+    row = rows.iloc[0]
+    return float(row["value"]), float(row["low"]), float(row["high"])
+
+
+def _unit(peak_bytes: float) -> tuple[float, str]:
+    return (1e9, "GB") if peak_bytes >= 2e9 else (1e6, "MB")
+
+
+def quality_memory(results: Path, metric: str = "nll", memory: str = "train_bytes") -> Figure:
+    """Quality against training memory, one panel a domain: point and 95% interval of every method."""
+    frame = read_csv(results, "03_main/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
+    domains = ordered(frame["domain"], DOMAINS)
+    factor, unit = _unit(frame.loc[frame["metric"] == memory, "value"].max())
+    figure, panels = plt.subplots(1, len(domains), squeeze=False)
+    for panel, domain in zip(panels[0], domains, strict=True):
+        for arm in ordered(frame.loc[frame["domain"] == domain, "arm"], ARMS):
+            value, low, high = _wide(frame, domain, arm, metric)
+            size = _wide(frame, domain, arm, memory)[0] / factor
+            colour, marker = _mark(arm)
+            error = [[max(value - low, 0)], [max(high - value, 0)]] if np.isfinite([low, high]).all() else None
+            panel.errorbar([size], [value], yerr=error, color=colour, marker=marker, linestyle="none",
+                           label=ARMS.get(arm, arm))
+        panel.set(title=DOMAINS.get(domain, domain), xlabel=f"Memory of a training step ({unit})")
+        panel.margins(x=0.18, y=0.12)
+        panel.set_xlim(left=0)
+    better = "lower" if metric == "nll" else "higher"
+    panels[0, 0].set_ylabel(f"{METRICS.get(metric, metric)} on test clips ({better} is better)")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def learning_rates(results: Path) -> Figure:
+    """The sweep: validation NLL against learning rate, one line a method; the chosen rate is filled."""
+    frame = read_csv(results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen"))
+    frame = frame[frame["metric"] == "nll"]
+    domains = ordered(frame["domain"], DOMAINS)
+    figure, panels = plt.subplots(1, len(domains), squeeze=False)
+    for panel, domain in zip(panels[0], domains, strict=True):
+        of_domain = frame[frame["domain"] == domain]
+        for arm in ordered(of_domain["arm"], ARMS):
+            line = of_domain[of_domain["arm"] == arm].sort_values("learning_rate")
+            colour, marker = _mark(arm)
+            panel.plot(line["learning_rate"], line["value"], color=colour, marker=marker, markerfacecolor="white",
+                       label=ARMS.get(arm, arm))
+            best = line[line["chosen"].astype(bool)]
+            panel.plot(best["learning_rate"], best["value"], color=colour, marker=marker, linestyle="none")
+        panel.set(title=DOMAINS.get(domain, domain), xlabel="Learning rate", xscale="log")
+    panels[0, 0].set_ylabel("NLL on validation clips")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def sample_sheet(results: Path) -> Figure:
+    """One clip a domain: frames evenly spaced in time, with a reference caption above them.
+
+    Reads ``01_data/samples.csv`` (domain, clip, frames, caption; frames as numbers with spaces between) and
+    ``01_data/samples.png``: one row of frames per line of the CSV, all frames square and of one size.
+    """
+    rows = read_csv(results, "01_data/samples.csv", ("domain", "clip", "frames", "caption"))
+    path = Path(results) / "01_data" / "samples.png"
+    if not path.is_file():
+        raise ResultsError(f"{path}: missing; `make 01` writes it")
+    sheet = plt.imread(path)
+    if sheet.shape[0] % len(rows):
+        raise ResultsError(f"{path}: {sheet.shape[0]} pixel rows do not divide into the {len(rows)} clips of samples.csv")
+    side = sheet.shape[0] // len(rows)
+    figure, panels = plt.subplots(len(rows), 1, squeeze=False, figsize=(6.5, len(rows) * 6.5 * side / sheet.shape[1]
+                                                                         + 0.24 * len(rows)))
+    for panel, (number, row) in zip(panels[:, 0], enumerate(rows.to_dict("records")), strict=True):
+        panel.imshow(sheet[number * side:(number + 1) * side], interpolation="nearest", aspect="equal")
+        panel.set_title(DOMAINS.get(row["domain"], row["domain"]), pad=3)
+        panel.set_title(row["caption"], loc="right", fontweight="normal", fontstyle="italic", fontsize=7, pad=3)
+        panel.set_axis_off()
+    return figure
+
+
+FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "quality_memory": quality_memory, "learning_rates": learning_rates, "sample_sheet": sample_sheet}
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``<stem>.pdf`` and ``<stem>.png`` with bytes that depend on the figure alone."""
+    written = []
+    for form, metadata in (("pdf", {"CreationDate": None, "Creator": None, "Producer": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=form, metadata=metadata)
+        written.append(write_atomic(Path(f"{stem}.{form}"), buffer.getvalue()))
+    return written
+
+
+def write_figures(results: Path, out: Path, style: Path = STYLE) -> list[Path]:
+    """Draw every figure of a results folder into ``<out>/<name>.pdf`` and ``.png``; the list of files written."""
+    written = []
+    with plt.style.context(["default", str(style)]):
+        for name, draw in sorted(FIGURES.items()):
+            figure = draw(Path(results))
+            try:
+                written += save_figure(figure, Path(out) / name)
+            finally:
+                plt.close(figure)
+    return written

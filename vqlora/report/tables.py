@@ -1,0 +1,173 @@
+r"""Tables of the paper, from results files to booktabs LaTeX and Markdown.
+
+Each table is a pure function of a results folder: ``TABLES["main"](results) -> Table``. ``write_tables`` writes all of
+them as ``<out>/<name>.tex`` (a bare ``tabular`` for ``\input`` inside the float whose caption the paper has) and
+``<out>/<name>.md``. Same results, same bytes.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from vqlora.report.keys import (
+    ResultsError,
+    format_interval,
+    format_number,
+    latex_text,
+    write_atomic,
+)
+
+ARMS = {"frozen": "Frozen", "full": "Full fine-tuning", "lora": "LoRA, 16 bit", "qlora": "QLoRA, NF4"}
+DOMAINS = {"source": "Source", "language": "Language shift", "visual": "Visual shift", "bursts": "Bursts",
+           "degraded": "Degraded motion", "degraded-twin": "Degraded, twin", "inserts": "Inserts",
+           "inserts-twin": "Inserts, twin", "cutaways": "Cutaways", "cutaways-twin": "Cutaways, twin",
+           "distractor": "Distractors"}
+METRICS = {"nll": "NLL", "slot_frac": "Slot", "exact_frac": "Exact", "order_frac": "Order", "cider": "CIDEr-D",
+           "meteor": "METEOR", "rouge_l": "ROUGE-L", "bleu4": "BLEU-4", "t2v_r1": "R@1", "v2t_r1": "R@1 (v2t)",
+           "qa_frac": "QA", "token_accuracy_frac": "Tokens", "train_bytes": "Memory",
+           "trainable_frac": "Trainable", "clips": "Clips", "learning_rate": "Learning rate"}
+MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as LaTeX text, row by row; a row of None is a rule between groups.
+
+    ``left`` is the number of left-aligned columns; the others are aligned to the right.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...] | None, ...]
+    left: int = 1
+
+    def latex(self) -> str:
+        columns = "l" * self.left + "r" * (len(self.head) - self.left)
+        lines = [rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule", " & ".join(self.head) + r" \\", r"\midrule"]
+        lines += [r"\midrule" if row is None else " & ".join(row) + r" \\" for row in self.rows]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+    def markdown(self) -> str:
+        lines = ["| " + " | ".join(map(plain, self.head)) + " |",
+                 "|" + "---|" * self.left + "---:|" * (len(self.head) - self.left)]
+        lines += ["| " + " | ".join(map(plain, row)) + " |" for row in self.rows if row is not None]
+        return "\n".join(lines) + "\n"
+
+
+def plain(cell: str) -> str:
+    """A LaTeX cell of this module as plain text, for Markdown."""
+    cell = re.sub(r"\\(?:scriptsize|small|textbf|emph|ensuremath|times|,)\s?", lambda m: {"\\times": "×"}.get(
+        m.group(0).strip(), ""), cell)
+    cell = re.sub(r"\^\{(.*?)\}", r"^\1", cell)
+    return re.sub(r"\\([&%$#_{}])|[{}]", lambda m: m.group(1) or "", cell).replace("~", " ").replace("|", "\\|").strip()
+
+
+def read_csv(results: Path, file: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A results file as a data frame, or one clear error that names the file and what it lacks."""
+    path = Path(results) / file
+    if not path.is_file():
+        raise ResultsError(f"{path}: missing; `make {file[:2]}` writes it")
+    frame = pd.read_csv(path)
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise ResultsError(f"{path}: no column {', '.join(missing)} (it has {', '.join(frame.columns)})")
+    if frame.empty:
+        raise ResultsError(f"{path}: no rows")
+    return frame
+
+
+def ordered(names: Sequence[str], order: Mapping[str, str]) -> list[str]:
+    """The names in the order of the mapping, then the ones it does not know, by name."""
+    known = [name for name in order if name in set(names)]
+    return known + sorted(set(names) - set(known))
+
+
+def label(name: str, names: Mapping[str, str]) -> str:
+    return names.get(name, latex_text(str(name).replace("_", " ")))
+
+
+def cell(frame: pd.DataFrame, metric: str) -> tuple[str, str]:
+    """Value and interval of a metric in a long frame of one table row; dashes where the metric does not apply."""
+    rows = frame[frame["metric"] == metric]
+    if rows.empty or (isinstance(rows.iloc[0]["value"], float) and math.isnan(rows.iloc[0]["value"])):
+        return "--", ""
+    row = rows.iloc[0]
+    return format_number(row["value"], metric), format_interval(row["low"], row["high"], metric)
+
+
+def main_table(results: Path) -> Table:
+    """Arms by domains: value above its 95% interval, for every metric of ``MAIN``."""
+    frame = read_csv(results, "03_main/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
+    rows: list[tuple[str, ...] | None] = []
+    for domain in ordered(frame["domain"], DOMAINS):
+        if rows:
+            rows.append(None)
+        of_domain = frame[frame["domain"] == domain]
+        for position, arm in enumerate(ordered(of_domain["arm"], ARMS)):
+            cells = [cell(of_domain[of_domain["arm"] == arm], metric) for metric in MAIN]
+            rows.append((label(domain, DOMAINS) if position == 0 else "", label(arm, ARMS), *(c[0] for c in cells)))
+            if any(c[1] for c in cells):
+                rows.append(("", "", *(rf"{{\scriptsize {c[1]}}}" if c[1] else "" for c in cells)))
+    return Table(("Domain", "Method", *(METRICS[metric] for metric in MAIN)), tuple(rows), left=2)
+
+
+def sweep_table(results: Path) -> Table:
+    """Validation NLL of every swept learning rate; the chosen one of each method is bold."""
+    frame = read_csv(results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen"))
+    frame = frame[frame["metric"] == "nll"]
+    rates = sorted(frame["learning_rate"].unique())
+    rows = []
+    for domain in ordered(frame["domain"], DOMAINS):
+        if rows:
+            rows.append(None)
+        of_domain = frame[frame["domain"] == domain]
+        for position, arm in enumerate(ordered(of_domain["arm"], ARMS)):
+            cells = []
+            for rate in rates:
+                hit = of_domain[(of_domain["arm"] == arm) & (of_domain["learning_rate"] == rate)]
+                text = format_number(hit.iloc[0]["value"], "nll") if len(hit) else "--"
+                cells.append(rf"\textbf{{{text}}}" if len(hit) and bool(hit.iloc[0]["chosen"]) else text)
+            rows.append((label(domain, DOMAINS) if position == 0 else "", label(arm, ARMS), *cells))
+    return Table(("Domain", "Method", *(format_number(rate, "learning_rate") for rate in rates)), tuple(rows), left=2)
+
+
+def tests_table(results: Path) -> Table:
+    """The planned comparisons of the main experiment: difference, interval, margin, corrected p, verdict."""
+    frame = read_csv(results, "03_main/tests.csv", ("domain", "comparison", "metric", "value", "low", "high", "p_holm",
+                                                    "margin", "verdict"))
+    rows = []
+    for row in frame.to_dict("records"):
+        metric = row["metric"]
+        margin = "--" if math.isnan(row["margin"]) else format_number(row["margin"], metric)
+        rows.append((label(row["domain"], DOMAINS), latex_text(row["comparison"].replace("_", " ")), METRICS.get(
+            metric, metric), format_number(row["value"], metric), format_interval(row["low"], row["high"], metric),
+            margin, format_number(row["p_holm"], "p_holm"), latex_text(row["verdict"])))
+    return Table(("Domain", "Comparison", "Metric", "Difference", "95\\% interval", "Margin", "$p$ (Holm)", "Verdict"),
+                 tuple(rows), left=3)
+
+
+def wide_table(results: Path, file: str, heads: Mapping[str, str], names: Mapping[str, Mapping[str, str]],
+               left: int = 1) -> Table:
+    """A results file with one column per metric, in the order and under the heads given; extra columns are left out."""
+    frame = read_csv(results, file, tuple(heads))
+    rows = []
+    for row in frame[list(heads)].to_dict("records"):
+        rows.append(tuple(label(value, names[column]) if column in names else format_number(value, column)
+                          for column, value in row.items()))
+    return Table(tuple(heads.values()), tuple(rows), left=left)
+
+
+TABLES: dict[str, Callable[[Path], Table]] = {"main": main_table, "sweep": sweep_table, "tests": tests_table}
+
+
+def write_tables(results: Path, out: Path) -> list[Path]:
+    """Write every table as LaTeX and Markdown; the list of files written, sorted by name."""
+    written = []
+    for name, build in sorted(TABLES.items()):
+        table = build(Path(results))
+        written.append(write_atomic(Path(out) / f"{name}.md", table.markdown()))
+        written.append(write_atomic(Path(out) / f"{name}.tex", table.latex()))
+    return written
