@@ -84,7 +84,7 @@ class MeteorProcess:
                 child.stdin.write(f"EVAL ||| {' ||| '.join(self._stats[line] for line in lines)}\n")
                 child.stdin.flush()
                 answers = [float(child.stdout.readline()) for _ in range(len(lines) + 1)]
-            except BaseException as error:  # after a break the two ends may disagree whose turn it is
+            except BaseException as error:  # the two ends may disagree whose turn it is
                 self._stop()
                 if not isinstance(error, OSError | ValueError):
                     raise
