@@ -97,20 +97,19 @@ def small_config(vocab_size: int, width: int = 192, layers: int = 4, **overrides
 
 
 class _Stem(nn.Module):
-    """Four strided convolutions, 64 x 64 x 3 to grid x grid x width: a linear patch embedding learned worse."""
+    """Three strided convolutions, 64 x 64 x 3 to grid x grid x width: a linear patch embedding learned worse."""
 
     def __init__(self, width: int):
         super().__init__()
-        sizes = (3, width // 4, width // 2, width)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel_size=3, stride=2, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)
-        )
-        self.last = nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(3, 3 * width // 8, kernel_size=4, stride=4)
+        self.conv2 = nn.Conv2d(3 * width // 8, 3 * width // 4, kernel_size=3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(3 * width // 4, width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv in self.convs:
+        x = x.contiguous(memory_format=torch.channels_last)  # a third faster on CPU
+        for conv in (self.conv1, self.conv2):
             x = F.gelu(conv(x), approximate="tanh")
-        return self.last(x).flatten(2).transpose(1, 2)  # [B*T, N, width]
+        return self.conv3(x).flatten(2).transpose(1, 2)  # [B*T, N, width]
 
 
 class _Attention(nn.Module):
@@ -255,7 +254,7 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         clips, frames = pixel_values.shape[:2]
         if frame_times is None:
             frame_times = torch.linspace(0, 1, frames, device=pixel_values.device).expand(clips, frames)
-        dtype = self.model.vision_tower.stem.last.weight.dtype
+        dtype = self.model.vision_tower.stem.conv3.weight.dtype
         features = self.model.vision_tower(pixel_values.flatten(0, 1).to(dtype))
         return self.model.multi_modal_projector(features, frame_times)
 
@@ -341,7 +340,7 @@ def build_tokenizer(words) -> PreTrainedTokenizerFast:
 
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys((*SPECIAL_TOKENS, *words)))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    chinese = pre_tokenizers.Split(Regex("[\u4e00-\u9fff]"), behavior="isolated")
+    chinese = pre_tokenizers.Split(Regex("[\u3000-\u9fff\uff00-\uffef]"), behavior="isolated")
     core.pre_tokenizer = pre_tokenizers.Sequence([chinese, pre_tokenizers.WhitespaceSplit()])
     named = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
     extra = [t for t in SPECIAL_TOKENS if t not in named.values()]

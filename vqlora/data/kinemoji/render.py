@@ -56,6 +56,19 @@ def render(scene: Scene, sprites: np.ndarray, indices=None) -> np.ndarray:
     return out
 
 
+def states_at(scene: Scene, t: int) -> list[tuple[Actor, tuple[float, float, float, float, float]]]:
+    """Who is drawn at frame ``t`` and how: (actor, (x, y, scale, opacity, angle)); empty on a spliced-in frame."""
+    if t in scene.inserted:
+        return []
+    motion_of = {e.actor: e for e in scene.events}
+    shot = next(i for i, s in enumerate(scene.shots) if s.start <= t < s.end)
+    return [
+        (actor, _state(actor, motion_of.get(i), t, scene.frames))
+        for i, actor in enumerate(scene.actors)
+        if actor.shot == shot
+    ]
+
+
 def _state(actor: Actor, event: Event | None, t: int, frames: int) -> tuple[float, float, float, float, float]:
     """(x, y, scale, opacity, angle in degrees) of an actor at frame ``t``."""
     x, y, scale, opacity, angle = actor.x, actor.y, 1.0, 1.0, 0.0
