@@ -1,8 +1,7 @@
 """Typed settings: one run, one profile; read from YAML or JSON.
 
-A settings object is a value: frozen, comparable, written out in full by `model_dump`. Reading a file is strict (a
-string is never taken for a number) and a fault is reported as one line per fault,
-`file: key: value and what is allowed`.
+A settings object is a value: frozen, comparable, written out in full by `model_dump`. Reading a file is strict
+(a string is never taken for a number) and each fault is one line, `file: key: value and what is allowed`.
 
     profile = load_profile("cpu")                 # configs/cpu.yaml
     runs = profile.main.runs()                    # tuple of RunSettings
@@ -20,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
-__all__ = ["ArmSettings", "ConfigError", "DataSettings", "MainSettings", "PartCounts", "PretrainSettings", "Profile",
-           "RunSettings", "arm_name", "load_profile", "load_run", "swept_rates"]
+__all__ = ["ArmSettings", "ConfigError", "DataSettings", "MainSettings", "PartCounts", "PretrainSettings",
+           "Profile", "RunSettings", "arm_name", "load_profile", "load_run", "swept_rates"]
 
 Arm = Literal["frozen", "full", "lora", "qlora"]
 Bits = Literal["nf4", "fp4", "int8", "bf16"]
@@ -40,7 +39,7 @@ class Settings(BaseModel):
 
 
 class RunSettings(Settings):
-    """One fine-tuning run. `experiment` is a label and not part of the run's identity (see `runs.run_key`)."""
+    """One fine-tuning run. `experiment` is a label, not part of the run's identity (see `store.run_key`)."""
 
     experiment: str
     arm: Arm
@@ -132,7 +131,7 @@ class ArmSettings(Settings):
 
 
 class MainSettings(Settings):
-    """The main comparison: every arm on every domain with every seed, and the learning-rate sweep before it."""
+    """The main comparison: every arm on every domain with every seed; and the learning-rate sweep before it."""
 
     domains: tuple[str, ...] = Field(min_length=1)
     arms: tuple[ArmSettings, ...] = Field(min_length=1)
@@ -142,7 +141,7 @@ class MainSettings(Settings):
     eval_clips: int = Field(ge=1)
     eval_part: Literal["val", "devtest", "test"] = "test"
     overrides: dict[str, Any] = {}                           # fields of RunSettings for every arm
-    sweep_seeds: tuple[int, ...] = (1000,)                   # never among `seeds`: tuning sees other seeds, and validation only
+    sweep_seeds: tuple[int, ...] = (1000,)                   # never among `seeds`: tuning has seeds of its own
     sweep_clips: int = Field(256, ge=1)
 
     @model_validator(mode="after")
@@ -160,16 +159,17 @@ class MainSettings(Settings):
 
     def runs(self, learning_rates: Mapping[str, float] | None = None, *, base: str = "released",
              experiment: str = "03_main") -> tuple[RunSettings, ...]:
-        """Settings of every run; `learning_rates` (by arm name, see `swept_rates`) replace those of the profile."""
+        """Settings of every run; `learning_rates` by arm name (see `swept_rates`) replace the profile's."""
         rates = learning_rates or {}
         return tuple(self._run(arm, domain, seed, rates.get(arm.name, arm.learning_rate), base, experiment,
                                self.eval_part, self.eval_clips)
                      for domain in self.domains for arm in self.arms for seed in self.seeds)
 
     def sweep_runs(self, *, base: str = "released", experiment: str = "03_sweep") -> tuple[RunSettings, ...]:
-        """Settings of the learning-rate sweep, scored on validation; empty where no arm lists rates to try."""
+        """Settings of the learning-rate sweep, scored on validation; empty where no arm lists rates."""
         return tuple(self._run(arm, domain, seed, rate, base, experiment, "val", self.sweep_clips)
-                     for domain in self.domains for arm in self.arms for rate in arm.sweep for seed in self.sweep_seeds)
+                     for domain in self.domains for arm in self.arms
+                     for rate in arm.sweep for seed in self.sweep_seeds)
 
     def _run(self, arm, domain, seed, rate, base, experiment, part, clips) -> RunSettings:
         chosen = {"experiment": experiment, "arm": arm.arm, "bits": arm.bits, "domain": domain, "seed": seed,
@@ -177,8 +177,8 @@ class MainSettings(Settings):
                   "eval_part": part, "eval_clips": clips}
         for key in (*self.overrides, *arm.overrides):
             if key in chosen and key != "steps":
-                raise ValueError(f"overrides: {key!r} is set by the comparison itself; allowed: "
-                                 + ", ".join(k for k in RunSettings.model_fields if k not in chosen or k == "steps"))
+                free = [name for name in RunSettings.model_fields if name not in chosen or name == "steps"]
+                raise ValueError(f"overrides: {key!r} is set by the comparison itself; allowed: {', '.join(free)}")
         try:
             return parse(RunSettings, {**chosen, **self.overrides, **arm.overrides}, "overrides")
         except ConfigError as fault:
@@ -189,12 +189,12 @@ class Profile(Settings):
     """A named set of settings for the whole chain of notebooks; a profile is a file."""
 
     name: str
-    in_place: bool = False                                   # True: writes figures/ and paper/generated/, else build/<name>/ only
+    in_place: bool = False                                   # True: also writes figures/ and paper/generated/
     data: DataSettings
     base: PretrainSettings = PretrainSettings()
     main: MainSettings
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
-    expected_s: dict[str, float] = {}                        # notebook stem -> seconds, until one was measured here
+    expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
@@ -206,8 +206,8 @@ class Profile(Settings):
             for run in self.main.runs() + self.main.sweep_runs():
                 for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
                     if run.domain == domain and getattr(run, key) > getattr(have, part):
-                        raise ValueError(f"main.{key}: {getattr(run, key)} is more than data.domains.{domain}.{part} "
-                                         f"({getattr(have, part)})")
+                        raise ValueError(f"main.{key}: {getattr(run, key)} is more than "
+                                         f"data.domains.{domain}.{part} ({getattr(have, part)})")
         return self
 
 
@@ -223,7 +223,8 @@ def load_profile(name_or_path: str | Path, root: str | Path = ".") -> Profile:
         path = Path(root, "configs", f"{text}.yaml")
         if not path.is_file():
             names = sorted(p.stem for p in Path(root, "configs").glob("*.yaml"))
-            raise ConfigError(f"profile {text!r} is not known{nearest(text, names)}; allowed: {', '.join(names)}")
+            raise ConfigError(f"profile {text!r} is not known{nearest(text, names)}; "
+                              f"allowed: {', '.join(names)}")
     else:
         path = Path(text)
     values = read_mapping(path)
@@ -239,7 +240,7 @@ def load_run(path: str | Path) -> RunSettings:
 
 
 def swept_rates(path: str | Path) -> dict[str, float]:
-    """Learning rate per arm name from a `results/lr.csv` with columns arm, bits, learning_rate; {} if there is none."""
+    """Learning rate per arm name from a `results/lr.csv` with columns arm, bits, learning_rate; {} without one."""
     path = Path(path)
     if not path.is_file():
         return {}
@@ -257,5 +258,6 @@ def swept_rates(path: str | Path) -> dict[str, float]:
 def _check_arm(settings):
     allowed = _BITS_OF_ARM[settings.arm]
     if settings.bits not in allowed:
-        raise ValueError(f"bits: {settings.bits!r} does not go with arm {settings.arm!r}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"bits: {settings.bits!r} does not go with arm {settings.arm!r}; "
+                         f"allowed: {', '.join(allowed)}")
     return settings

@@ -1,4 +1,4 @@
-"""Reading settings files: YAML or JSON in, checked values or one line per fault out. Knows no particular setting."""
+"""Settings files: YAML or JSON in, checked values or one line per fault out. Knows no particular setting."""
 from __future__ import annotations
 
 import difflib
@@ -20,17 +20,17 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2: `no` stays a word, `1e-3` is a number, dates stay text, no key twice."""
+    """YAML with version 1.2's scalars: `no` is a word, `1e-3` a number, a date text; and no key twice."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tfTF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^([Tt]rue|[Ff]alse)$"), list("tfTF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?$"), list("-+.0123456789"))
+    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d+|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$"), list("-+.0123456789"))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
@@ -40,7 +40,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
             raise ConfigError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice")
         seen.add(key.value)
     loader.flatten_mapping(node)
-    return {str(loader.construct_object(key, True)): loader.construct_object(value, True) for key, value in node.value}
+    return {str(loader.construct_object(key, True)): loader.construct_object(value, True)
+            for key, value in node.value}
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -77,9 +78,9 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def parse(model: type[Model], values: Mapping[str, Any], source: str | Path) -> Model:
-    """Check `values` against `model`, strictly. Raises ConfigError with one line per fault, each naming `source`."""
+    """Check `values` against `model`, strictly. Raises ConfigError, one line per fault, each naming `source`."""
     try:
-        return model.model_validate_json(json.dumps(values), strict=True)   # JSON, so that a list may fill a tuple
+        return model.model_validate_json(json.dumps(values), strict=True)   # in JSON a list may fill a tuple
     except ValidationError as fault:
         raise ConfigError("\n".join(f"{source}: {line}" for line in fault_lines(fault, model))) from None
 
@@ -101,7 +102,8 @@ def _line(error: Any, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         allowed = _fields_at(model, loc[:-1])
         where = f"{_dotted(loc[:-1])}: " if loc[:-1] else ""
-        return f"{where}unknown key {loc[-1]!r}{nearest(str(loc[-1]), allowed)}; allowed: {', '.join(allowed)}"
+        near = nearest(str(loc[-1]), allowed)
+        return f"{where}unknown key {loc[-1]!r}{near}; allowed: {', '.join(allowed)}"
     where = f"{_dotted(loc)}: " if loc else ""
     if kind == "missing":
         return f"{where}is missing"
@@ -155,5 +157,5 @@ def _fields_at(model: Any, loc: list) -> list[str]:
 
 
 def _kind(value: Any) -> str:
-    names = {type(None): "nothing", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
+    names = {type(None): "nothing", list: "a list", str: "text", int: "a number", float: "a number"}
     return names.get(type(value), type(value).__name__)

@@ -1,0 +1,296 @@
+"""Many runs, a few at a time, each in a process of its own; finished ones are stored and never made twice.
+
+    results = run_grid(profile.main.runs(), RunStore("build/cpu"), profile)
+
+A run that fails, or whose process is killed, costs that run alone: it is reported, the others go on, a killed one
+is tried once more, and GridError at the end names what is missing. Calling again makes only what is not stored.
+"""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vqlora.config import Profile, RunSettings
+from vqlora.console import duration
+from vqlora.identity import base_hash, code_hash, data_hash, provenance
+from vqlora.store import (
+    RunResult,
+    RunStore,
+    StoredRun,
+    StoreError,
+    cost_frame,
+    results_frame,
+    run_key,
+    write_csv,
+    write_results,
+)
+
+__all__ = ["GridError", "RunResult", "RunStore", "StoreError", "StoredRun", "base_hash", "code_hash",
+           "cost_frame", "data_hash", "expected_s", "provenance", "results_frame", "run_grid", "run_key",
+           "write_csv", "write_results"]
+
+Execute = Callable[[RunSettings, Path, Path], Any]           # (settings, data_root, work) -> RunResult
+REFRESH_S = 5.0
+
+
+class GridError(RuntimeError):
+    """Some runs of a grid could not be made; the message names each. All others are stored."""
+
+
+@dataclass
+class _Task:
+    key: str
+    settings: RunSettings
+    expected_s: float
+    tries: int = 0
+    started: float = 0.0
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    task: _Task | None = None
+
+
+def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | int = 1, *,
+             data_root: Path | None = None, execute: Execute | None = None, code: str | None = None,
+             compute_dtype: str | None = None) -> list[StoredRun]:
+    """Make the runs that `store` lacks, `profile.workers` at a time, and return all results in the order asked for.
+
+    Args:
+        runs: settings; equal runs are made once.
+        profile: a profile, or the number of workers.
+        data_root: folder with one folder per domain; `<store.root>/data` unless given.
+        execute: what makes one run, importable by name; `vqlora.train.execute` unless given.
+        code: hash of the code that the runs depend on; that of all `execute` reaches unless given.
+        compute_dtype: what "auto" stands for, `fp32` or `bf16`; probed unless given.
+
+    Raises:
+        GridError: after all else is finished and stored, if any run failed.
+    """
+    workers = profile if isinstance(profile, int) else profile.workers
+    data_root = Path(data_root or store.root / "data")
+    if code is None:
+        code = code_hash([execute.__module__ if execute else "vqlora.train"])
+    asked = _resolved(list(runs), compute_dtype)
+    keys = _keys(asked, data_root, code)
+    tasks = {}
+    for key, settings in zip(keys, asked, strict=True):
+        if key not in tasks and store.get(key) is None:
+            tasks[key] = _Task(key, settings, 0.0)
+    if tasks:
+        _predict(tasks.values(), store)
+        failed = _Grid(store, data_root, execute, workers, code).make(list(tasks.values()), len(set(keys)))
+        if failed:
+            raise GridError(f"{len(failed)} of {len(set(keys))} runs failed, the others are stored: "
+                            + "; ".join(failed))
+    found = [store.get(key) for key in keys]
+    return [StoredRun(run.key, settings, run.metrics, run.cost, run.provenance, run.examples_path)
+            for run, settings in zip(found, asked, strict=True)]
+
+
+def expected_s(settings: RunSettings) -> float:
+    """Rough wall seconds of a run on one thread, before any was measured: loading, steps, evaluation."""
+    rows = settings.batch_size * settings.accumulation * settings.frames / 256
+    training = 0.0 if settings.arm == "frozen" else settings.steps * rows * 0.35
+    return 6.0 + training + settings.eval_clips / 256 * 10.0
+
+
+def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
+    """The dtype that "auto" stands for here is part of a run's identity, so it is filled in."""
+    if dtype is None and any(settings.compute_dtype == "auto" for settings in runs):
+        from vqlora.quantize import compute_dtype as probe
+        found = str(probe())
+        dtype = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(found, found)
+    return [run.model_copy(update={"compute_dtype": dtype}) if run.compute_dtype == "auto" else run for run in runs]
+
+
+def _keys(runs: Sequence[RunSettings], data_root: Path, code: str) -> list[str]:
+    data = {domain: data_hash(data_root, domain) for domain in {settings.domain for settings in runs}}
+    bases = {base: base_hash(base) for base in {settings.base for settings in runs}}
+    return [run_key(settings, data[settings.domain], bases[settings.base], code) for settings in runs]
+
+
+def _predict(tasks: Iterable[_Task], store: RunStore) -> None:
+    """Set each task's expected seconds, from finished runs of the same kind where the store has some."""
+    seen: dict[tuple, list[float]] = {}
+    for run in store.all():
+        if "wall_s" in run.cost:
+            seen.setdefault(_likeness(run.settings), []).append(run.cost["wall_s"])
+    for task in tasks:
+        times = sorted(seen.get(_likeness(task.settings), ()))
+        task.expected_s = times[len(times) // 2] if times else expected_s(task.settings)
+
+
+def _likeness(settings: RunSettings) -> tuple:
+    return tuple(getattr(settings, name) for name in ("arm", "bits", "steps", "batch_size", "frames", "eval_clips"))
+
+
+@dataclass
+class _Grid:
+    """One call of `run_grid`: hands tasks to worker processes and keeps the progress line."""
+
+    store: RunStore
+    data_root: Path
+    execute: Execute | None
+    workers: int
+    code: str
+    failed: list[str] = field(default_factory=list)
+    done: list[tuple[float, float]] = field(default_factory=list)    # (expected, measured) seconds
+
+    def make(self, tasks: list[_Task], total: int) -> list[str]:
+        """Run all tasks; returns one `name (reason)` per run that could not be made."""
+        queue = deque(sorted(tasks, key=lambda task: -task.expected_s))   # long ones first: a shorter tail
+        pool: list[_Worker] = []
+        bar = tqdm(total=total, initial=total - len(tasks), desc="runs", file=sys.stderr, dynamic_ncols=True,
+                   mininterval=0, bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}")
+        try:
+            while queue or any(worker.task for worker in pool):
+                self._hand_out(queue, pool)
+                bar.set_postfix_str(self._estimate(queue, pool))
+                ready = wait([worker.connection for worker in pool if worker.task], timeout=REFRESH_S)
+                for worker in [worker for worker in pool if worker.connection in ready]:
+                    self._collect(worker, queue, pool, bar)
+        finally:
+            for worker in pool:
+                if worker.task is None:
+                    worker.connection.close()                # idle: it ends by itself
+                else:
+                    worker.process.kill()
+            for worker in pool:
+                worker.process.join(timeout=10)
+            bar.close()
+        return self.failed
+
+    def _hand_out(self, queue: deque[_Task], pool: list[_Worker]) -> None:
+        while queue and sum(worker.task is not None for worker in pool) < self.workers:
+            idle = next((worker for worker in pool if worker.task is None), None)
+            worker = idle or self._start(pool, queue[0].settings.threads)
+            try:
+                worker.connection.send((queue[0].key, queue[0].settings))
+            except OSError:                                  # it died while idle; nothing is lost
+                pool.remove(worker)
+                continue
+            worker.task = queue.popleft()
+            worker.task.tries += 1
+            worker.task.started = time.monotonic()
+
+    def _start(self, pool: list[_Worker], threads: int) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        arguments = (theirs, self.store.root, self.data_root, self.execute, self.code, os.getpid())
+        process = context.Process(target=_work, args=arguments, daemon=True)
+        with _environment(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive",
+                          TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore"):
+            process.start()                                  # the thread count must be set before torch is imported
+        theirs.close()
+        pool.append(_Worker(process, ours))
+        return pool[-1]
+
+    def _collect(self, worker: _Worker, queue: deque[_Task], pool: list[_Worker], bar: tqdm) -> None:
+        task, worker.task = worker.task, None
+        took = time.monotonic() - task.started
+        try:
+            fault = worker.connection.recv()
+        except (EOFError, OSError):
+            pool.remove(worker)
+            worker.process.join(timeout=10)
+            fault = f"its process {_ending(worker.process.exitcode)}"
+            if task.tries == 1:
+                bar.write(f"{task.settings.name}: {fault}; it is tried once more", file=sys.stderr)
+                queue.append(task)
+                return
+        if fault:
+            log = self.store.work(task.key) / "log.txt"
+            bar.write(f"{task.settings.name} failed: {fault} (log: {log})", file=sys.stderr)
+            self.failed.append(f"{task.settings.name} ({fault})")
+        else:
+            self.done.append((task.expected_s, took))
+        bar.update()
+
+    def _estimate(self, queue: deque[_Task], pool: list[_Worker]) -> str:
+        """Time left, from the expected seconds corrected by how those of the finished runs turned out."""
+        now = time.monotonic()
+        running = [worker.task for worker in pool if worker.task]
+        typical = sum(task.expected_s for task in (*queue, *running)) / max(1, len(queue) + len(running))
+        guessed, took = (sum(times) for times in zip(*self.done, (typical, typical), strict=True))
+        factor = took / guessed
+        left = [max(factor * task.expected_s - (now - task.started), 0.1 * factor * task.expected_s)
+                for task in running]
+        total = sum(left) + factor * sum(task.expected_s for task in queue)
+        names = ", ".join(task.settings.name.split("/", 1)[1] for task in running)
+        return f"about {duration(max([total / self.workers, *left]))} left; now {names}"
+
+
+class _environment:
+    """Set environment variables for the block (a spawned child inherits them)."""
+
+    def __init__(self, **values: str):
+        self.values = values
+
+    def __enter__(self):
+        self.before = {name: os.environ.get(name) for name in self.values}
+        os.environ.update(self.values)
+
+    def __exit__(self, *_):
+        for name, value in self.before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def _work(connection: Connection, root: Path, data_root: Path, execute: Execute | None, code: str,
+          parent: int) -> None:
+    """Life of a worker process: takes (key, settings), answers "" when stored or one line when it failed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)             # the parent decides what an interrupt means
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    store = RunStore(root)
+    while True:
+        try:
+            key, settings = connection.recv()
+        except (EOFError, OSError):
+            return
+        folder = store.work(key)
+        with (folder / "log.txt").open("a", encoding="utf-8") as log:
+            os.dup2(log.fileno(), 1)                         # all a run prints, also from C code, goes to its own log
+            os.dup2(log.fileno(), 2)
+        try:
+            if execute is None:
+                from vqlora.train import execute
+            began = time.perf_counter()
+            result = execute(settings, data_root, folder)
+            cost = {**result.cost, "wall_s": time.perf_counter() - began}
+            made = provenance(root, code=code)
+            store.put(key, settings, RunResult(result.metrics, cost, result.examples), made)
+            answer = ""
+        except BaseException as fault:
+            traceback.print_exc()
+            sys.stderr.flush()
+            answer = f"{type(fault).__name__}: {(str(fault).strip().splitlines() or ['no message'])[0]}"
+        connection.send(answer)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: nobody is left to use or stop it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"ended with exit code {exitcode}"

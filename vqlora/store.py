@@ -1,0 +1,205 @@
+"""Finished runs on disk, each under the hash of all it depends on, and the results tables made from them.
+
+    build/<profile>/runs/<key>.json               settings, metrics, cost, provenance
+    build/<profile>/runs/examples/<key>.parquet   one row per example
+    build/<profile>/work/<key>/                   log and checkpoints while the run is under way
+
+A file appears whole or not at all. `runs/<key>.json` is written last: where it is, the run is finished.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqlora.config import RunSettings
+from vqlora.identity import digest
+
+if TYPE_CHECKING:
+    import pandas
+
+NAMED = ("experiment", "domain", "arm", "bits", "seed")
+SHOWN = ("rank", "learning_rate", "steps", "batch_size", "frames", "select", "train_clips", "eval_part",
+         "eval_clips", "compute_dtype")
+UNUSED_BY_FROZEN = frozenset((
+    "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps", "batch_size",
+    "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight", "question_share",
+    "train_clips", "gradient_checkpointing", "optimizer"))
+
+
+class StoreError(OSError):
+    """A result could not be written; the message is one line that names the file."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run gives back: `metrics` come out the same when repeated, `cost` is bound to the machine."""
+
+    metrics: dict[str, float]
+    cost: dict[str, float]
+    examples: pandas.DataFrame | None = None                 # one row per clip and task item
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run read back from the store."""
+
+    key: str
+    settings: RunSettings
+    metrics: dict[str, float]
+    cost: dict[str, float]
+    provenance: dict[str, Any]
+    examples_path: Path
+
+    def examples(self) -> pandas.DataFrame:
+        """One row per clip and task item."""
+        import pandas
+        return pandas.read_parquet(self.examples_path)
+
+
+def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: str) -> str:
+    """Identity of a run. Its `experiment` label and the path of its base do not count (the base's bytes do).
+
+    Settings that a frozen model never reads are left out for that arm, so its seeds are one run.
+    """
+    values = settings.model_dump(mode="json", exclude={"experiment", "base"})
+    if settings.arm == "frozen":
+        values = {key: value for key, value in values.items() if key not in UNUSED_BY_FROZEN}
+    return digest(values, data_hash, base_hash, code_hash)
+
+
+class RunStore:
+    """Finished runs below `root` (`build/<profile>`)."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def path(self, key: str) -> Path:
+        return self.root / "runs" / f"{key}.json"
+
+    def examples_path(self, key: str) -> Path:
+        return self.root / "runs" / "examples" / f"{key}.parquet"
+
+    def work(self, key: str) -> Path:
+        """The run's work folder, made if missing; what a killed run left there is kept, to go on from."""
+        folder = self.root / "work" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def put(self, key: str, settings: RunSettings, result: RunResult,
+            provenance: Mapping[str, Any] | None = None) -> None:
+        """Store a result and remove the run's work folder. Raises StoreError, e.g. on a full disk."""
+        if result.examples is not None:
+            with whole_file(self.examples_path(key)) as path:
+                result.examples.to_parquet(path, index=False)
+        record = {"key": key, "settings": settings.model_dump(mode="json"), "cost": _numbers(result.cost),
+                  "metrics": _numbers(result.metrics), "provenance": dict(provenance or {})}
+        with whole_file(self.path(key)) as path:
+            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+
+    def get(self, key: str) -> StoredRun | None:
+        """The finished run, or None; a file that cannot be read counts as missing and is named on stderr."""
+        path = self.path(key)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return StoredRun(key, RunSettings.model_validate_json(json.dumps(record["settings"])),
+                             {k: math.nan if v is None else v for k, v in record["metrics"].items()},
+                             {k: math.nan if v is None else v for k, v in record["cost"].items()},
+                             record["provenance"], self.examples_path(key))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            print(f"{path}: not a finished run ({type(fault).__name__}); it is made again", file=sys.stderr)
+            return None
+
+    def all(self) -> list[StoredRun]:
+        """Every finished run, sorted by key."""
+        found = (self.get(path.stem) for path in sorted((self.root / "runs").glob("*.json")))
+        return [run for run in found if run is not None]
+
+
+@contextmanager
+def whole_file(path: Path):
+    """Yields a temporary path beside `path`; it takes that name when the block ends well. Raises StoreError."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        os.chmod(name, 0o644)
+        temporary = Path(name)
+        yield temporary
+        temporary.replace(path)
+    except OSError as fault:
+        raise StoreError(f"{path}: cannot be written ({fault.strerror or fault})") from fault
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def results_frame(results: Iterable[StoredRun]) -> pandas.DataFrame:
+    """One row per run: what names it, the settings that matter, its metrics. Sorted, fit for `runs.csv`."""
+    return _frame(results, lambda run, varying: {**_setting_columns(run, varying), **run.metrics})
+
+
+def cost_frame(results: Iterable[StoredRun]) -> pandas.DataFrame:
+    """One row per run: what names it, its key in the store, its cost on this machine."""
+    return _frame(results, lambda run, _: {"key": run.key, **run.cost})
+
+
+def write_results(out_dir: str | Path, runs: pandas.DataFrame, cost: pandas.DataFrame | None = None,
+                  manifest: Mapping[str, Any] | None = None) -> None:
+    """Write `runs.csv` (same bytes for same numbers), `cost.csv` and `manifest.json` (bound to the machine)."""
+    write_csv(Path(out_dir, "runs.csv"), runs)
+    if cost is not None:
+        write_csv(Path(out_dir, "cost.csv"), cost)
+    if manifest is not None:
+        with whole_file(Path(out_dir, "manifest.json")) as path:
+            path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, frame: pandas.DataFrame) -> None:
+    """Write a table, rows sorted by its columns of text and whole numbers, floats to 8 digits."""
+    leading = [name for name in frame.columns if frame[name].dtype.kind not in "fc"]
+    if leading and len(frame):
+        frame = frame.sort_values(leading, kind="stable", key=lambda column: column.astype(str)
+                                  if column.dtype.kind not in "iub" else column)
+    with whole_file(Path(path)) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
+
+
+def _frame(results, columns) -> pandas.DataFrame:
+    import pandas
+    results = list(results)
+    dumps = [run.settings.model_dump(mode="json") for run in results]
+    varying = [name for name in RunSettings.model_fields if name not in (*NAMED, *SHOWN, "base")
+               and len({json.dumps(dump[name]) for dump in dumps}) > 1]
+    rows = [{**{name: dump[name] for name in NAMED}, **columns(run, varying)}
+            for run, dump in zip(results, dumps, strict=True)]
+    frame = pandas.DataFrame(rows)
+    return frame.sort_values(list(NAMED), kind="stable", ignore_index=True) if rows else frame
+
+
+def _setting_columns(run: StoredRun, varying: list[str]) -> dict[str, Any]:
+    dump = run.settings.model_dump(mode="json")
+    return {name: "+".join(value) if isinstance(value := dump[name], list) else value
+            for name in (*SHOWN, *varying)}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float | int | str | None]:
+    """Plain JSON values: numpy scalars unpacked, NaN as null."""
+    plain = {}
+    for key, value in values.items():
+        value = value.item() if hasattr(value, "item") else value
+        plain[key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return plain
