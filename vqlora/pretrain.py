@@ -66,7 +66,7 @@ def new_model(recipe: Recipe):
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return KineVLMForConditionalGeneration(config), tokenizer
+        return KineVLMForPretraining(config, recipe), tokenizer
 
 
 class SourceClips(torch.utils.data.Dataset):
@@ -220,34 +220,35 @@ def packed_mask(segment: Tensor) -> Tensor:
     return torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-class PretrainingModel(nn.Module):
-    """The base plus what only pretraining needs: the dense head and the sum of losses."""
+class KineVLMForPretraining(KineVLMForConditionalGeneration):
+    """The base plus what only pretraining needs: the dense head, the temperature and the sum of losses."""
 
-    def __init__(self, base: KineVLMForConditionalGeneration, recipe: Recipe):
-        super().__init__()
-        self.base, self.recipe = base, recipe
-        self.dense_head = nn.Linear(base.config.vision_width, 73 + 6)
+    def __init__(self, config, recipe: Recipe = Recipe()):  # noqa: B008 - a frozen value
+        super().__init__(config)
+        self.recipe = recipe
+        self.dense_head = nn.Linear(config.vision_width, 73 + 6)
         self.log_temperature = nn.Parameter(torch.tensor(2.5))
+        self.post_init()
 
     def forward(self, pixel_values, frame_times, dense, input_ids=None, labels=None, position_ids=None,
                 attention_mask=None, text_ids=None, text_labels=None, text_mask=None):  # fmt: skip
-        base, recipe = self.base, self.recipe
-        features = base.model.vision_tower(pixel_values.flatten(0, 1))
-        loss = dense_loss(self.dense_head(features), dense.flatten(0, 1))
+        recipe, read = self.recipe, super().forward
+        features = self.model.vision_tower(pixel_values.flatten(0, 1))
+        seen = dense_loss(self.dense_head(features), dense.flatten(0, 1))
         if input_ids is None:
-            return {"loss": loss}
-        visual = base.model.multi_modal_projector(features, frame_times)
-        embeds = base._fill(input_ids, base.get_input_embeddings()(input_ids), visual)
-        out = base(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
-                   use_cache=False)  # fmt: skip
-        text = base(text_ids, attention_mask=text_mask, labels=text_labels, use_cache=False)
+            return {"loss": seen}
+        visual = self.model.multi_modal_projector(features, frame_times)
+        embeds = self._fill(input_ids, self.get_input_embeddings()(input_ids), visual)
+        told = read(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
+                    use_cache=False)  # fmt: skip
+        text = read(text_ids, attention_mask=text_mask, labels=text_labels, use_cache=False)
         clips = len(pixel_values)
         match = contrastive_loss(
-            base.embed(out.last_hidden_state, input_ids),
-            base.embed(text.last_hidden_state[:clips], text_ids[:clips]),
+            self.embed(told.last_hidden_state, input_ids),
+            self.embed(text.last_hidden_state[:clips], text_ids[:clips]),
             self.log_temperature.exp(),
         )
-        loss = (out.loss + recipe.contrastive_weight * match + recipe.dense_weight * loss
+        loss = (told.loss + recipe.contrastive_weight * match + recipe.dense_weight * seen
                 + recipe.text_weight * text.loss)  # fmt: skip
         return {"loss": loss}
 
@@ -299,7 +300,7 @@ def _worker(out: Path) -> None:
 
     stored = json.loads((out / "recipe.json").read_text())
     recipe = Recipe(**{**stored, "frames": tuple(stored["frames"])})
-    base, tokenizer = new_model(recipe)
+    model, tokenizer = new_model(recipe)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=recipe.steps,
@@ -314,7 +315,6 @@ def _worker(out: Path) -> None:
         save_steps=recipe.save_steps,
         save_total_limit=2,
         report_to=["tensorboard"],
-        logging_dir=None,
         use_cpu=True,
         seed=recipe.seed,
         remove_unused_columns=False,
@@ -326,16 +326,17 @@ def _worker(out: Path) -> None:
         def _get_train_sampler(self, *_):
             return torch.utils.data.SequentialSampler(self.train_dataset)  # clips are random already; stages are not
 
-    model = PretrainingModel(base, recipe)
     trainer = InOrder(
         model=model,
         args=arguments,
         train_dataset=SourceClips(recipe),
-        data_collator=Pack(tokenizer, base.config.tokens_per_frame),
+        data_collator=Pack(tokenizer, model.config.tokens_per_frame),
     )
     checkpoints = out / "checkpoints"
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
     if trainer.is_world_process_zero():
+        base = KineVLMForConditionalGeneration(model.config)
+        base.load_state_dict(model.state_dict(), strict=False)  # less the dense head and the temperature
         base.to(torch.bfloat16).save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
         (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
