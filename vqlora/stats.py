@@ -23,7 +23,7 @@ CLAIMS = ("greater", "no_worse", "equivalent")
 
 @dataclass(frozen=True)
 class Spread:
-    """`mean` of a matrix, its standard error `se` over new seeds and clips, that error's degrees of freedom."""
+    """`mean` of a matrix, its standard error over new seeds and clips, that error's degrees of freedom."""
 
     mean: float
     se: float
@@ -64,7 +64,8 @@ def spread(values: np.ndarray) -> Spread:
     terms = [*terms, (-ms_rest, df_rest)] if len(terms) == 2 else terms or [(ms_rest, df_rest)]
     total = sum(ms for ms, _ in terms)
     below = sum(ms**2 / df for ms, df in terms)
-    return Spread(float(mean), math.sqrt(total / values.size), total**2 / below if below > 0 else float(df_rest))
+    df = total**2 / below if below > 0 else float(df_rest)
+    return Spread(float(mean), math.sqrt(total / values.size), df)
 
 
 def crossed_bootstrap(values: np.ndarray, rng: Generator, resamples: int = 4000) -> np.ndarray:
@@ -215,7 +216,7 @@ def crossed(examples: pd.DataFrame, name: str = "") -> pd.DataFrame:
 def summarise(
     examples: pd.DataFrame, rng: Generator, by: Sequence[str] = ("arm",), level: float = 0.95
 ) -> pd.DataFrame:
-    """One row per group of `by` in `examples` (`by`, seed, clip, value): `by`, mean, low, high, n_seeds, n_clips."""
+    """One row per group of `by` in `examples` (by, seed, clip, value): mean, low, high, n_seeds, n_clips."""
     table = []
     for key, rows in examples.groupby(list(by), sort=False):
         matrix = crossed(rows, "/".join(map(str, key)))
@@ -233,12 +234,16 @@ def paired(examples: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     sides = [crossed(examples[examples["arm"] == arm], arm) for arm in (a, b)]
     for axis, what in ((0, "seed"), (1, "clip")):
         if len(odd := sides[0].axes[axis].symmetric_difference(sides[1].axes[axis])):
-            raise ValueError(f"{a!r} and {b!r} are not paired: {what} {odd[0]!r} is in one only ({len(odd)} such)")
+            raise ValueError(f"{a!r}, {b!r} are not paired: {what} {odd[0]!r} is in one ({len(odd)} such)")
     return sides[0] - sides[1].loc[sides[0].index, sides[0].columns]
 
 
 def compare(
-    examples: pd.DataFrame, claims: Sequence[Mapping], rng: Generator, alpha: float = 0.05, better: str = "higher"
+    examples: pd.DataFrame,
+    claims: Sequence[Mapping],
+    rng: Generator,
+    alpha: float = 0.05,
+    better: str = "higher",
 ) -> pd.DataFrame:
     """Test a family of claims about pairs of arms; Holm over the family.
 
