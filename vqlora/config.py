@@ -1,7 +1,7 @@
 """Typed settings: one run, one profile; read from YAML or JSON.
 
-A settings object is a value: frozen, comparable, written out in full by `model_dump`. Reading a file is strict
-(a string is never taken for a number) and each fault is one line, `file: key: value and what is allowed`.
+A settings object is a value: frozen, comparable, written out in full by `model_dump`. Files are read
+strictly (text is never taken for a number) and each fault is one line, `file: key: value, what is allowed`.
 
     profile = load_profile("cpu")                 # configs/cpu.yaml
     runs = profile.main.runs()                    # tuple of RunSettings
@@ -131,7 +131,7 @@ class ArmSettings(Settings):
 
 
 class MainSettings(Settings):
-    """The main comparison: every arm on every domain with every seed; and the learning-rate sweep before it."""
+    """The main comparison: every arm on every domain with every seed; before it, learning rates swept."""
 
     domains: tuple[str, ...] = Field(min_length=1)
     arms: tuple[ArmSettings, ...] = Field(min_length=1)
@@ -141,7 +141,7 @@ class MainSettings(Settings):
     eval_clips: int = Field(ge=1)
     eval_part: Literal["val", "devtest", "test"] = "test"
     overrides: dict[str, Any] = {}                           # fields of RunSettings for every arm
-    sweep_seeds: tuple[int, ...] = (1000,)                   # never among `seeds`: tuning has seeds of its own
+    sweep_seeds: tuple[int, ...] = (1000,)                   # tuning has seeds of its own
     sweep_clips: int = Field(256, ge=1)
 
     @model_validator(mode="after")
@@ -178,7 +178,8 @@ class MainSettings(Settings):
         for key in (*self.overrides, *arm.overrides):
             if key in chosen and key != "steps":
                 free = [name for name in RunSettings.model_fields if name not in chosen or name == "steps"]
-                raise ValueError(f"overrides: {key!r} is set by the comparison itself; allowed: {', '.join(free)}")
+                raise ValueError(f"overrides: {key!r} is set by the comparison itself; "
+                                 f"allowed: {', '.join(free)}")
         try:
             return parse(RunSettings, {**chosen, **self.overrides, **arm.overrides}, "overrides")
         except ConfigError as fault:
@@ -240,7 +241,7 @@ def load_run(path: str | Path) -> RunSettings:
 
 
 def swept_rates(path: str | Path) -> dict[str, float]:
-    """Learning rate per arm name from a `results/lr.csv` with columns arm, bits, learning_rate; {} without one."""
+    """Learning rate per arm name from a `lr.csv` with columns arm, bits, learning_rate; {} without one."""
     path = Path(path)
     if not path.is_file():
         return {}

@@ -30,8 +30,8 @@ def duration(seconds: float) -> str:
 def lock(path: Path, purpose: str) -> Iterator[None]:
     """Hold `path` exclusively, waiting for another process if need be and saying for whom.
 
-    The kernel drops the lock with the process that holds it, so a killed holder blocks nobody; the note it left
-    in the file is then reported and replaced.
+    The kernel drops the lock with the process that holds it, so a killed holder blocks nobody; the note it
+    left in the file is then reported and replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

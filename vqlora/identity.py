@@ -1,6 +1,6 @@
-"""What a result depends on, as hashes: code by its syntax trees, data and weights by their bytes; its provenance.
+"""What a result depends on, as hashes: code by its syntax trees, data and weights by their bytes. Provenance.
 
-A hash here answers "would this come out the same?": comments, docstrings, layout and time stamps do not count.
+A hash here answers "would this come out the same?": comments, docstrings and time stamps do not count.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def digest(*parts: Any) -> str:
     """16 hex digits over the parts, each bytes or a JSON value."""
     whole = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
         whole.update(len(data).to_bytes(8, "big") + data)
     return whole.hexdigest()[:16]
 
@@ -49,7 +49,7 @@ def code_hash(modules: Iterable[str], package: Path = PACKAGE) -> str:
 
 
 def imports_of(tree: ast.AST, module: str = "", is_package: bool = False) -> set[str]:
-    """Dotted names that `tree` may import: `from a import b` gives `a` and `a.b`. Relative ones need `module`."""
+    """Dotted names that `tree` may import: `from a import b` gives `a`, `a.b`. Relative: needs `module`."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -93,7 +93,7 @@ def tree_hash(tree: ast.AST) -> str:
 
 
 def folder_hash(folder: Path, *, skip: tuple[str, ...] = (".md",)) -> str:
-    """Hash over names and bytes of all files below `folder`, "" if there are none. Notes (`skip`) do not count."""
+    """Hash over names and bytes of all files below `folder`, "" without any. Notes (`skip`) do not count."""
     rows = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix not in skip):
         rows.append([path.relative_to(folder).as_posix(), file_hash(path)])
@@ -116,20 +116,21 @@ def data_hash(root: Path, domain: str) -> str:
 
 
 def base_hash(base: str, assets: Path = PACKAGE / "assets" / "kinevlm") -> str:
-    """Hash of the weights `base` names: the released ones, a folder, else the name itself (a hub checkpoint)."""
+    """Hash of the weights `base` names: the released ones, a folder, else a hub checkpoint by its name."""
     folder = assets if base == "released" else Path(base)
     return folder_hash(folder) or digest("name", base)
 
 
 def provenance(root: Path, **more: Any) -> dict[str, Any]:
-    """Where and with what a result was made: commit, dirty flag, versions, processor, threads, time, `more`."""
+    """Where and with what a result was made: commit, dirty flag, versions, processor, threads, time."""
     def installed(name: str) -> str | None:
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    changed = _git(root, "status", "--porcelain", "--", ":/", *(f":(top,exclude){path}" for path in GENERATED))
+    left_out = (f":(top,exclude){path}" for path in GENERATED)
+    changed = _git(root, "status", "--porcelain", "--", ":/", *left_out)
     model, flags = _processor()
     return {"commit": _git(root, "rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version(),
@@ -140,7 +141,8 @@ def provenance(root: Path, **more: Any) -> dict[str, Any]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -153,6 +155,6 @@ def _processor() -> tuple[str, list[str]]:
     except OSError:
         return platform.processor(), []
     rows = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "i8mm")
     flags = rows.get("flags", rows.get("Features", "")).split()
     return rows.get("model name", platform.machine()), [flag for flag in wanted if flag in flags]

@@ -2,8 +2,8 @@
 
     results = run_grid(profile.main.runs(), RunStore("build/cpu"), profile)
 
-A run that fails, or whose process is killed, costs that run alone: it is reported, the others go on, a killed one
-is tried once more, and GridError at the end names what is missing. Calling again makes only what is not stored.
+A run that fails, or whose process is killed, costs that run alone: it is reported, the others go on, a killed
+one is tried once more, and GridError at the end names what is missing. Calling again makes only that.
 """
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Worker:
 def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | int = 1, *,
              data_root: Path | None = None, execute: Execute | None = None, code: str | None = None,
              compute_dtype: str | None = None) -> list[StoredRun]:
-    """Make the runs that `store` lacks, `profile.workers` at a time, and return all results in the order asked for.
+    """Make the runs that `store` lacks, `profile.workers` at a time; returns all, in the order asked for.
 
     Args:
         runs: settings; equal runs are made once.
@@ -116,7 +116,8 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
         from vqlora.quantize import compute_dtype as probe
         found = str(probe())
         dtype = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(found, found)
-    return [run.model_copy(update={"compute_dtype": dtype}) if run.compute_dtype == "auto" else run for run in runs]
+    return [run.model_copy(update={"compute_dtype": dtype}) if run.compute_dtype == "auto" else run
+            for run in runs]
 
 
 def _keys(runs: Sequence[RunSettings], data_root: Path, code: str) -> list[str]:
@@ -137,7 +138,8 @@ def _predict(tasks: Iterable[_Task], store: RunStore) -> None:
 
 
 def _likeness(settings: RunSettings) -> tuple:
-    return tuple(getattr(settings, name) for name in ("arm", "bits", "steps", "batch_size", "frames", "eval_clips"))
+    names = ("arm", "bits", "steps", "batch_size", "frames", "eval_clips")
+    return tuple(getattr(settings, name) for name in names)
 
 
 @dataclass
@@ -196,7 +198,7 @@ class _Grid:
         process = context.Process(target=_work, args=arguments, daemon=True)
         with _environment(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive",
                           TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore"):
-            process.start()                                  # the thread count must be set before torch is imported
+            process.start()                                  # threads must be set before torch is imported
         theirs.close()
         pool.append(_Worker(process, ours))
         return pool[-1]
@@ -264,7 +266,7 @@ def _work(connection: Connection, root: Path, data_root: Path, execute: Execute 
             return
         folder = store.work(key)
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
-            os.dup2(log.fileno(), 1)                         # all a run prints, also from C code, goes to its own log
+            os.dup2(log.fileno(), 1)                         # what it prints, C code too, goes to its log
             os.dup2(log.fileno(), 2)
         try:
             if execute is None:

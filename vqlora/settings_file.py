@@ -78,7 +78,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def parse(model: type[Model], values: Mapping[str, Any], source: str | Path) -> Model:
-    """Check `values` against `model`, strictly. Raises ConfigError, one line per fault, each naming `source`."""
+    """Check `values` against `model`, strictly. Raises ConfigError, a line per fault, naming `source`."""
     try:
         return model.model_validate_json(json.dumps(values), strict=True)   # in JSON a list may fill a tuple
     except ValidationError as fault:

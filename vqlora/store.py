@@ -30,9 +30,9 @@ NAMED = ("experiment", "domain", "arm", "bits", "seed")
 SHOWN = ("rank", "learning_rate", "steps", "batch_size", "frames", "select", "train_clips", "eval_part",
          "eval_clips", "compute_dtype")
 UNUSED_BY_FROZEN = frozenset((
-    "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps", "batch_size",
-    "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight", "question_share",
-    "train_clips", "gradient_checkpointing", "optimizer"))
+    "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps",
+    "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
+    "question_share", "train_clips", "gradient_checkpointing", "optimizer"))
 
 
 class StoreError(OSError):
@@ -129,7 +129,7 @@ class RunStore:
 
 @contextmanager
 def whole_file(path: Path):
-    """Yields a temporary path beside `path`; it takes that name when the block ends well. Raises StoreError."""
+    """Yields a temporary path beside `path`; renamed to it when the block ends well. Raises StoreError."""
     path = Path(path)
     temporary = None
     try:
@@ -159,7 +159,7 @@ def cost_frame(results: Iterable[StoredRun]) -> pandas.DataFrame:
 
 def write_results(out_dir: str | Path, runs: pandas.DataFrame, cost: pandas.DataFrame | None = None,
                   manifest: Mapping[str, Any] | None = None) -> None:
-    """Write `runs.csv` (same bytes for same numbers), `cost.csv` and `manifest.json` (bound to the machine)."""
+    """Write `runs.csv` (same bytes for same numbers), `cost.csv`, `manifest.json` (bound to the machine)."""
     write_csv(Path(out_dir, "runs.csv"), runs)
     if cost is not None:
         write_csv(Path(out_dir, "cost.csv"), cost)

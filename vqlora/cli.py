@@ -1,0 +1,133 @@
+"""The `vqlora` command: thin, over the library's own functions. Errors are one line and exit code 1."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from vqlora.config import ConfigError, load_profile, load_run
+from vqlora.console import duration, lock, say
+
+EXAMPLES = """examples:
+  vqlora list                              what each notebook shows and what it costs
+  vqlora notebook 03 --profile cpu         make what notebook 03 needs, then notebook 03
+  vqlora run my_run.yaml --profile smoke   one fine-tuning run from a settings file
+  vqlora pdf --profile cpu                 the paper from results that are there
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return chosen.command(chosen)
+    except KeyboardInterrupt:
+        say("interrupted; what was finished is stored, the same command goes on from there")
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as fault:
+        if not _expected(fault):
+            raise
+        say(f"vqlora: {fault}")
+        return 1
+
+
+def _expected(fault: Exception) -> bool:
+    """Faults whose message is made for the user; anything else is a mistake of ours and shows its traceback."""
+    from vqlora.notebooks import NotebookError
+    reported = {"GridError", "StoreError", "PaperError", "ResultsError"}
+    return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vqlora", description="QLoRA for video-language models: the experiments.",
+                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, action: Callable, text: str) -> argparse.ArgumentParser:
+        part = commands.add_parser(name, help=text, description=text)
+        part.add_argument("--profile", default="cpu", metavar="NAME", help="file in configs/ (default: cpu)")
+        part.set_defaults(command=action)
+        return part
+
+    part = command("notebook", _notebook, "make notebooks and whatever they need")
+    part.add_argument("notebooks", nargs="*", metavar="NN", help="numbers, e.g. 03; all of them when none is given")
+    part.add_argument("--force", action="store_true", help="run also what is up to date")
+    part.add_argument("--pretrain", action="store_true", help="notebook 02: train the base from scratch")
+    command("list", _list, "notebooks with their claims and costs")
+    part = command("run", _run, "make one run and print its metrics as JSON")
+    part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
+    command("pdf", _pdf, "build the paper from the results of a profile, or from `reference`, the committed ones")
+    return parser
+
+
+def _notebook(chosen: argparse.Namespace) -> int:
+    from vqlora.notebooks import repository
+    from vqlora.steps import make, names, steps
+    root = repository()
+    todo = steps(chosen.notebooks or names(root), chosen.profile, root, pretrain=chosen.pretrain or None)
+    with lock(root / "build" / chosen.profile / "lock", "vqlora notebook"):
+        make(todo, force=chosen.force)
+    return 0
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    from vqlora.notebooks import repository
+    from vqlora.steps import about, names, steps
+    root = repository()
+    for name in names(root):
+        step = steps([name], chosen.profile, root)[-1]
+        title, claim = about(step.path)
+        measured, cost = step.stamp.is_file(), step.expected_s()
+        words = "not known" if cost is None else f"{'took' if measured else 'about'} {duration(cost)}"
+        print(f"{name.split('_')[0]}  {title}\n    {claim or 'no claim of its own'}\n    cost ({chosen.profile}): {words}")
+    return 0
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from vqlora.notebooks import repository, start
+    settings = load_run(chosen.settings)
+    here = start(chosen.profile, "run", repository())
+    if not (here.data / settings.domain).is_dir():
+        have = sorted(path.name for path in here.data.glob("*") if path.is_dir())
+        raise ConfigError(f"{chosen.settings}: domain: {settings.domain!r} is not in {here.data}; allowed: "
+                          + (", ".join(have) or f"none yet, `make 01 PROFILE={chosen.profile}` renders them"))
+    from vqlora.runs import run_grid
+    with lock(here.build / "lock", f"vqlora run {chosen.settings}"):
+        result = run_grid([settings], here.store, 1, data_root=here.data)[0]
+    print(json.dumps({"run": result.key, "stored": str(here.store.path(result.key)), "metrics": result.metrics,
+                      "cost": result.cost}, indent=1))
+    return 0
+
+
+def _pdf(chosen: argparse.Namespace) -> int:
+    from vqlora.notebooks import repository
+    from vqlora.report.paper import build_pdf
+    root = repository()
+    with lock(root / "build" / chosen.profile / "lock", "vqlora pdf"):
+        pdf = build_pdf(chosen.profile, root)
+        if chosen.profile == "reference" or load_profile(chosen.profile, root).in_place:
+            with lock(root / "build" / "in_place.lock", "vqlora pdf"):
+                publish(pdf.parent, root)
+    print(os.path.relpath(pdf))
+    return 0
+
+
+def publish(paper: Path, root: Path) -> None:
+    """Copy figures and generated LaTeX of a built paper to `figures/` and `paper/generated/`, where they differ."""
+    from vqlora.store import whole_file
+    for source, target in ((paper / "figures", root / "figures"), (paper / "generated", root / "paper" / "generated")):
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            copy, data = target / path.relative_to(source), path.read_bytes()
+            if not copy.is_file() or copy.read_bytes() != data:
+                with whole_file(copy) as temporary:
+                    temporary.write_bytes(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

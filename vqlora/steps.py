@@ -1,0 +1,230 @@
+"""Notebooks as steps of the paper: what each needs, whether it is up to date, how it is run.
+
+A notebook is up to date while the hash over its cells, its part of the profile, the code its imports reach,
+its parameters and the results it builds on is that of its last good run, and what that run wrote is still there
+unchanged. Deciding that imports neither torch nor Jupyter.
+"""
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vqlora.config import Profile, load_profile
+from vqlora.console import duration, say
+from vqlora.identity import PACKAGE, code_hash, data_hash, digest, file_hash, imports_of, tree_hash
+from vqlora.notebooks import Here, NotebookError
+from vqlora.store import whole_file
+
+# What a notebook builds on. 02_base is added where the profile trains its own base.
+NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
+         "90_figures": ("01_data", "02_base", "03_main"), "91_tables": ("01_data", "02_base", "03_main")}
+# Parts of a profile that a notebook reads; all of them where nothing is said.
+READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}}
+OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
+MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook under one profile, with the parameters it is run with."""
+
+    here: Here
+    parameters: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.here.name
+
+    @property
+    def path(self) -> Path:
+        return self.here.root / "notebooks" / f"{self.name}.ipynb"
+
+    @property
+    def stamp(self) -> Path:
+        return self.here.build / "stamps" / f"{self.name}.json"
+
+    @cached_property
+    def source(self) -> list[tuple[str, str]]:
+        """(cell type, text) of every cell."""
+        cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+        return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+    def key(self, parameters: Mapping[str, Any] | None = None) -> str:
+        """Hash over all that the notebook's results depend on. Prose and comments do not count."""
+        trees = [ast.parse(_plain_python(text)) for kind, text in self.source if kind == "code"]
+        code = code_hash(sorted(set().union(*(imports_of(tree) for tree in trees))) if trees else [])
+        profile = self.here.profile
+        built_on = {need: _tree(self.here.build / "results" / need) for need in needs(self.name, profile)}
+        files = {path.as_posix(): file_hash(self.here.root / path) for path in _inputs(self.here)}
+        parts = READS.get(self.name, {"name", "data", "base", "main"})
+        settings = profile.model_dump(mode="json", include=parts)
+        return digest([tree_hash(tree) for tree in trees], code, built_on, files, settings,
+                      dict(self.parameters if parameters is None else parameters))
+
+    def up_to_date(self) -> bool:
+        """True if the last good run had this key and all it wrote is still there unchanged."""
+        try:
+            seal = json.loads(self.stamp.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        wanted = [self.key()]
+        if self.parameters.get("pretrain") is False:         # a base trained here has been evaluated, too
+            wanted.append(self.key({**self.parameters, "pretrain": True}))
+        return seal.get("key") in wanted and seal.get("wrote") == self.wrote(seal.get("wrote", {}))
+
+    def wrote(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Hash of each named output as it is now; a name ending in `/` is a data set."""
+        return {name: data_hash(self.here.data, Path(name).name) if name.endswith("/") else
+                file_hash(path) if (path := self.here.build / name).is_file() else "" for name in names}
+
+    def outputs(self, since_ns: int) -> dict[str, str]:
+        """Hash of each file its folders got since `since_ns` and, for 01, of each data set."""
+        folders = [self.here.build / "results" / self.name, self.here.build / "paper"]
+        files = [path for folder in folders for path in folder.rglob("*") if path.suffix in OUTPUTS]
+        found = [path.relative_to(self.here.build).as_posix() for path in files
+                 if path.is_file() and path.stat().st_mtime_ns >= since_ns]
+        if self.name == "01_data":
+            found += [f"data/{path.name}/" for path in self.here.data.glob("*") if path.is_dir()]
+        return self.wrote(dict.fromkeys(sorted(found), ""))
+
+    def expected_s(self) -> float | None:
+        """Seconds it took here last, else what the profile states."""
+        try:
+            return json.loads(self.stamp.read_text(encoding="utf-8"))["took_s"]
+        except (OSError, ValueError, KeyError):
+            return self.here.profile.expected_s.get(self.name)
+
+    def run(self) -> None:
+        """Execute the notebook, its output shown as it comes. Raises NotebookError with the failing line."""
+        began, began_ns, key = time.time(), time.time_ns(), self.key()
+        done = self.here.build / "notebooks" / f"{self.name}.ipynb"
+        partial, failed = done.with_suffix(".part.ipynb"), done.with_suffix(".failed.ipynb")
+        done.parent.mkdir(parents=True, exist_ok=True)
+        self.stamp.unlink(missing_ok=True)
+        fault = execute(self.path, partial, self.parameters, self.here.root)
+        if fault:
+            if partial.exists():
+                partial.replace(failed)
+            raise NotebookError(f"notebooks/{self.name}.ipynb: {fault} (output so far: {failed})")
+        partial.replace(done)
+        failed.unlink(missing_ok=True)
+        seal = {"key": key, "took_s": round(time.time() - began, 1), "wrote": self.outputs(began_ns)}
+        with whole_file(self.stamp) as path:
+            path.write_text(json.dumps(seal, indent=1) + "\n", encoding="utf-8")
+
+
+def names(root: Path) -> list[str]:
+    """Stems of all numbered notebooks, in order."""
+    return sorted(path.stem for path in (root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def find(text: str, root: Path) -> str:
+    """Stem of the notebook that `03`, `03_main` or `notebooks/03_main.ipynb` means. Raises NotebookError."""
+    wanted, known = Path(text).name.removesuffix(".ipynb"), names(root)
+    found = [name for name in known if name == wanted or name.split("_")[0] == wanted]
+    if not found:
+        raise NotebookError(f"notebook {text!r} is not known; allowed: {', '.join(known) or 'none'}")
+    return found[0]
+
+
+def needs(name: str, profile: Profile) -> tuple[str, ...]:
+    """Notebooks whose results `name` builds on under `profile`."""
+    direct = NEEDS.get(name, ("01_data",))
+    own_base = profile.base.pretrain and name not in ("01_data", "02_base") and "02_base" not in direct
+    return (*direct, "02_base") if own_base else direct
+
+
+def steps(wanted: list[str], profile: str, root: Path, *, pretrain: bool | None = None) -> list[Step]:
+    """The wanted notebooks and all they need, in order; `pretrain` overrides the profile for notebook 02."""
+    settings, order = load_profile(profile, root), []
+
+    def add(name: str) -> None:
+        for need in needs(name, settings):
+            add(need)
+        if name not in order:
+            order.append(name)
+
+    for name in wanted:
+        add(find(name, root))
+    retrain = settings.base.pretrain if pretrain is None else pretrain
+    extra = {"02_base": {"pretrain": retrain}}
+    return [Step(Here(root, settings, name), {"profile": profile, **extra.get(name, {})}) for name in order]
+
+
+def make(todo: list[Step], *, force: bool = False) -> None:
+    """Run the steps that are out of date, in order, with the time still expected. Raises NotebookError."""
+    stale = [step for step in todo if force or not step.up_to_date()]
+    guesses = [step.expected_s() or 0.0 for step in stale]
+    if stale:
+        say(f"to make: {', '.join(step.name for step in stale)}; about {duration(sum(guesses))} in all")
+    for step in todo:
+        # Asked again here: a step before may have changed what this one builds on, or left it as it was.
+        if not force and step.up_to_date():
+            say(f"{step.name}: up to date")
+            continue
+        guess = step.expected_s()
+        say(f"{step.name}: running" + (f", about {duration(guess)}" if guess else ""))
+        began = time.monotonic()
+        step.run()
+        say(f"{step.name}: done in {duration(time.monotonic() - began)}")
+
+
+def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Path) -> str:
+    """Run a notebook in the folder `root`, writing `output`; "" or, if a cell failed, how."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    declared = papermill.inspect_notebook(str(source))
+    unknown = sorted(set(parameters) - set(declared))
+    if unknown:
+        return f"its parameters cell sets {', '.join(declared) or 'nothing'}, but not {', '.join(unknown)}"
+    try:
+        papermill.execute_notebook(str(source), str(output), parameters=dict(parameters), cwd=str(root),
+                                   progress_bar=False, log_output=False, stdout_file=sys.stdout,
+                                   stderr_file=sys.stderr, kernel_name="python3", autosave_cell_every=0)
+    except PapermillExecutionError as fault:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(fault)).strip()
+        return f"cell {fault.exec_count}: {text.splitlines()[-1]}"
+    return ""
+
+
+def about(path: Path) -> tuple[str, str]:
+    """Title and claim of a notebook: its first heading, and its first line that begins with `Claim:`."""
+    title, claim = path.stem, ""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "markdown":
+            continue
+        for line in "".join(cell["source"]).splitlines():
+            if line.startswith("# ") and title == path.stem:
+                title = line[2:].strip()
+            bare = line.replace("*", "").strip()
+            if bare.startswith("Claim") and not claim:
+                claim = bare.partition(":")[2].strip() or bare.removeprefix("Claim").lstrip(". ")
+    return title, claim
+
+
+def _plain_python(text: str) -> str:
+    """A cell's text without lines that only IPython reads."""
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in text.splitlines())
+
+
+def _tree(folder: Path) -> list[list[str]]:
+    return [[path.relative_to(folder).as_posix(), file_hash(path)] for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in MACHINE_BOUND]
+
+
+def _inputs(here: Here) -> list[Path]:
+    """Files beside code that results depend on: weights and tables in the package, swept rates, plot styles."""
+    paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
+    paths += [here.root / "results" / "lr.csv", *(here.root / "figures").glob("*.mplstyle")]
+    return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]
