@@ -6,6 +6,7 @@ no random number enters a file. Colour and marker belong to the method, in every
 """
 
 import io
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,8 +44,9 @@ def _unit(peak_bytes: float) -> tuple[float, str]:
 
 
 def quality_memory(results: Path, metric: str = "nll", memory: str = "train_bytes") -> Figure:
-    """Quality against training memory, one panel a domain: point and 95% interval of every method."""
+    """Quality against training memory, one panel a domain: point and 95% interval of every method that trains."""
     frame = read_csv(results, "03_main/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
+    frame = frame[frame["arm"] != "frozen"]              # no training step, and a loss that would flatten the others
     domains = ordered(frame["domain"], DOMAINS)
     factor, unit = _unit(frame.loc[frame["metric"] == memory, "value"].max())
     figure, panels = plt.subplots(1, len(domains), squeeze=False)
@@ -88,27 +90,32 @@ def learning_rates(results: Path) -> Figure:
     return figure
 
 
-def sample_sheet(results: Path) -> Figure:
-    """One clip a domain: frames evenly spaced in time, with a reference caption above them.
+def sample_sheet(results: Path, columns: int = 2) -> Figure:
+    """One clip a domain: frames evenly spaced in time, a reference caption above them.
 
     Reads ``01_data/samples.csv`` (domain, clip, frames, caption; frames as numbers with spaces between) and
-    ``01_data/samples.png``: one row of frames per line of the CSV, all frames square and of one size.
+    ``01_data/samples.png``: one row of square frames per line of the CSV.
     """
     rows = read_csv(results, "01_data/samples.csv", ("domain", "clip", "frames", "caption"))
+    rows["line"] = range(len(rows))
+    rows = rows.set_index("domain").loc[ordered(rows["domain"], DOMAINS)].reset_index()
     path = Path(results) / "01_data" / "samples.png"
     if not path.is_file():
         raise ResultsError(f"{path}: missing; `make 01` writes it")
     sheet = plt.imread(path)
     if sheet.shape[0] % len(rows):
         raise ResultsError(f"{path}: {sheet.shape[0]} pixel rows do not divide into the {len(rows)} clips of samples.csv")
-    side = sheet.shape[0] // len(rows)
-    figure, panels = plt.subplots(len(rows), 1, squeeze=False, figsize=(6.5, len(rows) * 6.5 * side / sheet.shape[1]
-                                                                         + 0.24 * len(rows)))
-    for panel, (number, row) in zip(panels[:, 0], enumerate(rows.to_dict("records")), strict=True):
-        panel.imshow(sheet[number * side:(number + 1) * side], interpolation="nearest", aspect="equal")
-        panel.set_title(DOMAINS.get(row["domain"], row["domain"]), pad=3)
-        panel.set_title(row["caption"], loc="right", fontweight="normal", fontstyle="italic", fontsize=7, pad=3)
+    side, lines = sheet.shape[0] // len(rows), -(-len(rows) // columns)
+    strip = 6.5 / columns * side / sheet.shape[1]                       # height of a strip, inches
+    figure, panels = plt.subplots(lines, columns, squeeze=False, figsize=(6.5, lines * (strip + 0.42)))
+    for panel in panels.flat:
         panel.set_axis_off()
+    for panel, row in zip(panels.T.flat, rows.to_dict("records"), strict=False):
+        panel.imshow(sheet[row["line"] * side:(row["line"] + 1) * side], interpolation="nearest", aspect="equal")
+        panel.text(0, 1.52, DOMAINS.get(row["domain"], row["domain"]), transform=panel.transAxes, va="bottom",
+                   fontsize=7.5, fontweight="bold")
+        panel.text(0, 1.46, textwrap.fill(row["caption"], 66, max_lines=2), transform=panel.transAxes, va="top",
+                   fontsize=6.2, fontstyle="italic", linespacing=1.05)
     return figure
 
 

@@ -22,6 +22,8 @@ from vqlora.report.keys import (
 )
 
 ARMS = {"frozen": "Frozen", "full": "Full fine-tuning", "lora": "LoRA, 16 bit", "qlora": "QLoRA, NF4"}
+SHORT = {"frozen": "frozen", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+CLAIMS = {"equivalent": "equals", "no_worse": "is no worse than", "greater": "beats"}
 DOMAINS = {"source": "Source", "language": "Language shift", "visual": "Visual shift", "bursts": "Bursts",
            "degraded": "Degraded motion", "degraded-twin": "Degraded, twin", "inserts": "Inserts",
            "inserts-twin": "Inserts, twin", "cutaways": "Cutaways", "cutaways-twin": "Cutaways, twin",
@@ -103,15 +105,14 @@ def main_table(results: Path) -> Table:
     frame = read_csv(results, "03_main/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
     rows: list[tuple[str, ...] | None] = []
     for domain in ordered(frame["domain"], DOMAINS):
-        if rows:
-            rows.append(None)
+        rows += [None] * bool(rows) + [(rf"\emph{{{label(domain, DOMAINS)}}}",) + ("",) * len(MAIN)]
         of_domain = frame[frame["domain"] == domain]
-        for position, arm in enumerate(ordered(of_domain["arm"], ARMS)):
+        for arm in ordered(of_domain["arm"], ARMS):
             cells = [cell(of_domain[of_domain["arm"] == arm], metric) for metric in MAIN]
-            rows.append((label(domain, DOMAINS) if position == 0 else "", label(arm, ARMS), *(c[0] for c in cells)))
+            rows.append((label(arm, ARMS), *(c[0] for c in cells)))
             if any(c[1] for c in cells):
-                rows.append(("", "", *(rf"{{\scriptsize {c[1]}}}" if c[1] else "" for c in cells)))
-    return Table(("Domain", "Method", *(METRICS[metric] for metric in MAIN)), tuple(rows), left=2)
+                rows.append(("", *(rf"{{\scriptsize {c[1]}}}" if c[1] else "" for c in cells)))
+    return Table(("Method", *(METRICS[metric] for metric in MAIN)), tuple(rows))
 
 
 def sweep_table(results: Path) -> Table:
@@ -136,17 +137,73 @@ def sweep_table(results: Path) -> Table:
 
 def tests_table(results: Path) -> Table:
     """The planned comparisons of the main experiment: difference, interval, margin, corrected p, verdict."""
-    frame = read_csv(results, "03_main/tests.csv", ("domain", "comparison", "metric", "value", "low", "high", "p_holm",
-                                                    "margin", "verdict"))
-    rows = []
-    for row in frame.to_dict("records"):
-        metric = row["metric"]
-        margin = "--" if math.isnan(row["margin"]) else format_number(row["margin"], metric)
-        rows.append((label(row["domain"], DOMAINS), latex_text(row["comparison"].replace("_", " ")), METRICS.get(
-            metric, metric), format_number(row["value"], metric), format_interval(row["low"], row["high"], metric),
-            margin, format_number(row["p_holm"], "p_holm"), latex_text(row["verdict"])))
-    return Table(("Domain", "Comparison", "Metric", "Difference", "95\\% interval", "Margin", "$p$ (Holm)", "Verdict"),
+    frame = read_csv(results, "03_main/tests.csv", ("domain", "comparison", "metric", "value", "low", "high", "claim",
+                                                    "margin", "p_holm", "verdict"))
+    rows: list[tuple[str, ...] | None] = []
+    for domain in ordered(frame["domain"], DOMAINS):
+        if rows:
+            rows.append(None)
+        for position, row in enumerate(frame[frame["domain"] == domain].to_dict("records")):
+            metric = row["metric"]
+            first, _, second = row["comparison"].partition("_vs_")
+            claim = f"{label(first, SHORT)} {label(row['claim'], CLAIMS)} {label(second, SHORT)}"
+            rows.append((label(domain, DOMAINS) if position == 0 else "", claim, METRICS.get(metric, metric),
+                         format_number(row["value"], metric), format_interval(row["low"], row["high"], metric),
+                         "--" if math.isnan(row["margin"]) else format_number(row["margin"], metric),
+                         format_number(row["p_holm"], "p_holm"), latex_text(row["verdict"])))
+    return Table(("Domain", "Claim", "Metric", "Gain", "95\\% interval", "Margin", "$p$ (Holm)", "Verdict"),
                  tuple(rows), left=3)
+
+
+def settings_table(results: Path) -> Table:
+    """Settings that all arms of the main experiment share."""
+    frame = read_csv(results, "03_main/settings.csv", ("metric", "value"))
+    return Table(("Setting", "Value"), tuple((label(row["metric"], {}), setting(row["value"], row["metric"]))
+                                             for row in frame.to_dict("records")))
+
+
+def setting(text: object, metric: str) -> str:
+    """A setting as the profile has it: whole numbers by kind, other numbers in full, words as they are."""
+    try:
+        number = float(str(text))
+    except ValueError:
+        return latex_text(str(text))
+    return format_number(number, metric) if number == round(number) else f"{number:g}"
+
+
+def rates_table(results: Path) -> Table:
+    """The learning rate of each arm and where it comes from."""
+    frame = read_csv(results, "03_main/lr.csv", ("arm", "bits", "learning_rate", "origin"))
+    frame = frame[frame["arm"] != "frozen"]
+    return Table(("Method", "Learning rate", "From"), tuple(
+        (label(arm, ARMS), format_number(row["learning_rate"], "learning_rate"), latex_text(row["origin"]))
+        for arm in ordered(frame["arm"], ARMS) for row in frame[frame["arm"] == arm].to_dict("records")))
+
+
+def textonly_table(results: Path) -> Table:
+    """Accuracy of the text-only guesser over all questions of each domain, next to chance."""
+    frame = read_csv(results, "01_data/textonly.csv", ("domain", "kind", "questions", "chance_frac", "guess_frac"))
+    frame = frame[frame["kind"] == "all"].set_index("domain")
+    return Table(("Domain", "Questions", "Chance", "Text only"), tuple(
+        (label(domain, DOMAINS), *(format_number(frame.loc[domain, column], column)
+                                   for column in ("questions", "chance_frac", "guess_frac")))
+        for domain in ordered(frame.index, DOMAINS)))
+
+
+def data_table(results: Path) -> Table:
+    """What each domain holds."""
+    heads = {"domain": "Domain", "train_clips": "Train", "val_clips": "Val", "devtest_clips": "Dev-test",
+             "test_clips": "Test", "frames": "Frames", "duration_s": "Length", "events_mean": "Events",
+             "captions_per_clip": "Captions", "questions_per_clip": "Questions"}
+    return wide_table(results, "01_data/domains.csv", heads, {"domain": DOMAINS})
+
+
+def base_table(results: Path) -> Table:
+    """The base on unseen source clips, by how frames are chosen."""
+    names = {"uniform": "evenly spaced", "cover": "covering events"}
+    heads = {"frames": "Frames", "slot_frac": "Slot", "exact_frac": "Exact", "order_frac": "Order", "t2v_r1": "R@1",
+             "qa_frac": "QA"}
+    return wide_table(results, "02_base/validation.csv", heads, {"frames": names})
 
 
 def wide_table(results: Path, file: str, heads: Mapping[str, str], names: Mapping[str, Mapping[str, str]],
@@ -160,7 +217,9 @@ def wide_table(results: Path, file: str, heads: Mapping[str, str], names: Mappin
     return Table(tuple(heads.values()), tuple(rows), left=left)
 
 
-TABLES: dict[str, Callable[[Path], Table]] = {"main": main_table, "sweep": sweep_table, "tests": tests_table}
+TABLES: dict[str, Callable[[Path], Table]] = {
+    "base": base_table, "data": data_table, "main": main_table, "rates": rates_table, "settings": settings_table,
+    "sweep": sweep_table, "tests": tests_table, "textonly": textonly_table}
 
 
 def write_tables(results: Path, out: Path) -> list[Path]:
