@@ -3,7 +3,7 @@
 A pattern is (head, clause, link, aside): a caption is ``head clause (link clause)* [aside]``. Placeholders:
 ``{n}`` sprite name, ``{v}`` verb of the motion, ``{i}`` running number of the clause, ``{a}`` the words that
 announce a cutaway. Chinese patterns are written without spaces. The constructions are article-free where an
-article would need the gender of a name; German ones put a colon before the subject so that the verb stays second.
+article would need the gender of a name; German ones put a colon before the subject, so the verb stays second.
 """
 
 from typing import NamedTuple
@@ -97,7 +97,7 @@ REPORT = {
 }
 
 # Further source patterns, for text-only sentences alone: name before verb as in PLAIN, and every word that only
-# the report patterns use occurs in one of them. The base so reads the target style's words, never its syntax.
+# the report patterns use is in one of them: the base reads the words of the target style, not its syntax.
 EXTRA = {
     "en": (
         Pattern("log 1 :", "the {n} {v}", "| afterwards", "; {a} the {n}"),

@@ -1,10 +1,11 @@
 """Multiple-choice questions about a scene whose text gives the answer away as little as possible.
 
-A wrong choice plays the role of the right one: it is drawn from the sprites that *could* have been the answer
-in this domain (for "what spins ?" those that may spin), some of them from the same clip, the others absent.
-Answers from a fixed list (directions, cells, numbers, times) are near uniform given the question. Choices stand
-in random order.
+A wrong name is exchangeable with the right one: it is a sprite that may make the same motions in this domain,
+from the same clip or absent from it. Answers from a fixed list (directions, cells, numbers, times) are near
+uniform given the question. Choices come in random order. `guess.text_only_guess` measures what is left.
 """
+
+from functools import cache
 
 import numpy as np
 
@@ -21,7 +22,7 @@ MOTION_KINDS = ("what", "direction", "order", "count", "where", "when", "still",
 
 
 def questions(scene: Scene) -> tuple[Question, ...]:
-    """The four to six questions of a scene, at most one of a kind; the same scene gives the same questions.
+    """Up to six questions about a scene, at most one of a kind; the same scene gives the same questions.
 
     Domains with unmentioned movers are asked only what a single frame shows (`STILL_KINDS`).
     """
@@ -52,9 +53,8 @@ class _Maker:
         event = self._pick(self.told)
         right = self._sprite(event)
         same = {self._sprite(e) for e in self.told if e.motion == event.motion}
-        fits = [s for s in self.movers + self.idle if s not in same and allowed(self.domain, s, event.motion)]
-        absent = self._absent(lambda: event.motion)
-        return self._named("what", self._text("what", v=self._verb(event)), right, fits, absent)
+        others = [s for s in self._peers(right) if s not in same]
+        return self._named("what", self._text("what", v=self._verb(event)), right, others)
 
     def direction(self):
         moves = [e for e in self.told if e.motion in DIRECTIONS]
@@ -65,21 +65,26 @@ class _Maker:
         return self._closed("direction", text, DIRECTIONS, event.motion)
 
     def order(self):
-        if len(self.told) < 2:
+        # Only among movers that are exchangeable, so that no name is likelier to be first than another.
+        asked = [(k, self._peers(self._sprite(self.told[k]), self.movers)) for k in (0, -1)]
+        asked = [(k, peers) for k, peers in asked if peers]
+        if not asked:
             return None
-        last = int(self.rng.integers(2))
-        right = self._sprite(self.told[-last])
-        others = [s for s in self.movers if s != right]
-        return self._named("order", QUESTIONS["order"][last], right, others, self._absent(self._any_motion))
+        k, peers = self._pick(asked)
+        return self._named("order", QUESTIONS["order"][-k], self._sprite(self.told[k]), peers)
 
     def count(self):
         return self._closed("count", QUESTIONS["count"][0], NUMBERS, NUMBERS[len(self.told) - 1])
 
     def when(self):
-        event = self._pick(self.told)
-        third = int((event.start + event.end) / 2 * 3 / self.scene.frames)
-        text = self._text("when", n=self._name(event), v=self._verb(event))
-        return self._closed("when", text, TIMES, TIMES[third])
+        # Thirds of the frames at which an event of its length can start. Scene cuts leave fewer events to
+        # the middle, so these are taken more often: all three answers are then about equally likely.
+        middle = 1.5 if self.domain.cut_share else 1.0
+        thirds = [int(3 * (e.start - 1) / (self.scene.frames - 1 - (e.end - e.start))) for e in self.told]
+        weights = np.array([middle if third == 1 else 1.0 for third in thirds])
+        k = int(self.rng.choice(len(thirds), p=weights / weights.sum()))
+        text = self._text("when", n=self._name(self.told[k]), v=self._verb(self.told[k]))
+        return self._closed("when", text, TIMES, TIMES[thirds[k]])
 
     # -- evidence in a still frame
 
@@ -96,14 +101,13 @@ class _Maker:
         if not seen:
             return None
         actor = self._pick(seen)
-        others, absent = self._role(actor.sprite)
-        return self._named("still", self._text("still", c=CELLS[actor.cell]), actor.sprite, others, absent)
+        text = self._text("still", c=CELLS[actor.cell])
+        return self._named("still", text, actor.sprite, self._peers(actor.sprite))
 
     def aside(self):
         if self.scene.aside is None:
             return None
-        return self._named("aside", QUESTIONS["aside"][0], self.scene.aside, self.movers + self.idle,
-                           self._absent(None))
+        return self._named("aside", QUESTIONS["aside"][0], self.scene.aside, self._peers(self.scene.aside))
 
     def objects(self):
         if len(self.actors) > len(NUMBERS) or len(self.scene.shots) > 1:
@@ -115,15 +119,16 @@ class _Maker:
 
     def shown(self):
         actor = self._pick(self.actors)
-        return self._named("shown", QUESTIONS["shown"][0], actor.sprite, [], self._role(actor.sprite)[1])
+        return self._named("shown", QUESTIONS["shown"][0], actor.sprite, [])
 
     def missing(self):
-        role = self._pick(self.actors).sprite
-        others, absent = self._role(role)
-        shown = [role, *others][:CHOICES - 1]
-        if len(shown) < 2:
+        actor = self._pick(self.actors)
+        shown = [actor.sprite, *self._peers(actor.sprite)][:CHOICES - 1]
+        absent = self._absent(actor.sprite, 1)
+        if len(shown) < 2 or not absent:
             return None
-        return self._named("missing", QUESTIONS["missing"][0], next(absent), shown, iter(()))
+        names = [SPRITES[s].names["en"] for s in (*absent, *shown)]
+        return self._closed("missing", QUESTIONS["missing"][0], names, names[0])
 
     # -- helpers
 
@@ -142,32 +147,22 @@ class _Maker:
     def _text(self, kind: str, which: int = 0, **words: str) -> str:
         return QUESTIONS[kind][which].format(**words)
 
-    def _any_motion(self) -> str:
-        return MOTIONS[int(self.rng.integers(len(MOTIONS)))]
+    def _peers(self, sprite: int, among: list[int] | None = None) -> list[int]:
+        """Other sprites of the clip that are exchangeable with `sprite`: they may make the same motions."""
+        mine = _profile(self.domain, sprite)
+        shown = self.movers + self.idle if among is None else among
+        return [s for s in shown if s != sprite and _profile(self.domain, s) == mine]
 
-    def _role(self, sprite: int):
-        """In-clip sprites of the same role (mover or idle) as `sprite`, and a stream of absent ones."""
-        if sprite in self.movers:
-            return [s for s in self.movers if s != sprite], self._absent(self._any_motion)
-        return [s for s in self.idle if s != sprite], self._absent(None)
+    def _absent(self, sprite: int, count: int) -> list[int]:
+        """Up to `count` sprites that are exchangeable with `sprite` and not in the clip."""
+        mine = _profile(self.domain, sprite)
+        pool = [s for s in self.domain.sprites if s not in self.cast and _profile(self.domain, s) == mine]
+        return [int(s) for s in self.rng.permutation(pool)[:count]]
 
-    def _absent(self, motion):
-        """Endless stream of sprites absent from the clip; `motion()` is what each must be able to do."""
-        while True:
-            wanted = motion() if motion else None
-            pool = [s for s in self.domain.sprites if s not in self.cast and _can(self.domain, s, wanted)]
-            if pool:
-                yield self._pick(pool)
-
-    def _named(self, kind: str, text: str, right: int, inside: list[int], absent) -> Question:
-        """A question about sprites: the right one, up to two others of the clip, absent ones to fill up."""
-        most = len(inside) if kind == "missing" else 2
-        wrong = [int(s) for s in self.rng.permutation(inside)][:most]
-        for sprite in absent:
-            if len(wrong) == CHOICES - 1:
-                break
-            if sprite not in wrong and sprite != right:
-                wrong.append(sprite)
+    def _named(self, kind: str, text: str, right: int, peers: list[int]) -> Question:
+        """A question about sprites: the right one, up to two peers of the clip, absent ones to fill up."""
+        wrong = [int(s) for s in self.rng.permutation(peers)[:2]]
+        wrong += self._absent(right, CHOICES - 1 - len(wrong))
         names = [SPRITES[s].names["en"] for s in (right, *wrong)]
         return self._closed(kind, text, names, names[0])
 
@@ -176,5 +171,6 @@ class _Maker:
         return Question(kind, text, tuple(order), order.index(right))
 
 
-def _can(domain: Domain, sprite: int, motion: str | None) -> bool:
-    return motion is None or allowed(domain, sprite, motion)
+@cache
+def _profile(domain: Domain, sprite: int) -> tuple[bool, ...]:
+    return tuple(allowed(domain, sprite, motion) for motion in MOTIONS)
