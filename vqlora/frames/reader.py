@@ -98,8 +98,8 @@ def read_frames(path: Path, indices: Sequence[int] | np.ndarray | None = None, *
 
     `indices` are frame numbers, in any order, repeats allowed. `start_s` and `end_s` choose the frames shown
     from start (inclusive) to end (exclusive); `indices` then count within that stretch. `expected` is the
-    number of frames of the whole file, if known from a manifest. Raises VideoError naming file and frame, also
-    for an index outside the video.
+    number of frames of the whole file, if known from a manifest. Raises VideoError naming file and frame, for
+    an index outside the video as well.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")

@@ -59,8 +59,19 @@ def cover(n_frames: int, k: int, events: Sequence[TrueEvent]) -> np.ndarray:
     return np.array(sorted(chosen), dtype=np.int64)
 
 
+def mixed(n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Even, jittered or wholly random frames, a third of the time each: what any policy may choose."""
+    _checked(n_frames, k)
+    kind = rng.integers(3)
+    if kind == 0 or k >= n_frames:
+        return uniform(n_frames, k)
+    if kind == 1:
+        return jittered(n_frames, k, rng)
+    return np.sort(rng.permutation(n_frames)[:k])
+
+
 def policy(name: str | Policy) -> Policy:
-    """A policy by name ("uniform", "jittered", "cover"), or the given function. Raises ValueError."""
+    """A policy by name (uniform, jittered, mixed, cover), or the given function. Raises ValueError."""
     if callable(name):
         return name
     if name not in _POLICIES:
@@ -77,6 +88,7 @@ def _cover_clip(clip: Clip, n_frames: int, k: int, rng: np.random.Generator) -> 
 _POLICIES: dict[str, Policy] = {
     "uniform": lambda clip, n_frames, k, rng: uniform(n_frames, k),
     "jittered": lambda clip, n_frames, k, rng: jittered(n_frames, k, rng),
+    "mixed": lambda clip, n_frames, k, rng: mixed(n_frames, k, rng),
     "cover": _cover_clip,
 }
 
