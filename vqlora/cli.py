@@ -38,15 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _expected(fault: Exception) -> bool:
-    """Faults whose message is made for the user; anything else is a mistake of ours and shows its traceback."""
+    """Faults whose message is made for the user; any other is a mistake of ours and shows its traceback."""
     from vqlora.notebooks import NotebookError
     reported = {"GridError", "StoreError", "PaperError", "ResultsError"}
     return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vqlora", description="QLoRA for video-language models: the experiments.",
-                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="vqlora", epilog=EXAMPLES, description="QLoRA for video-language models.",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, action: Callable, text: str) -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command("list", _list, "notebooks with their claims and costs")
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
-    command("pdf", _pdf, "build the paper from the results of a profile, or from `reference`, the committed ones")
+    command("pdf", _pdf, "build the paper from a profile's results, or `reference`, the committed ones")
     return parser
 
 
@@ -85,7 +85,7 @@ def _list(chosen: argparse.Namespace) -> int:
         title, claim = about(step.path)
         measured, cost = step.stamp.is_file(), step.expected_s()
         words = "not known" if cost is None else f"{'took' if measured else 'about'} {duration(cost)}"
-        print(f"{name.split('_')[0]}  {title}\n    {claim or 'no claim of its own'}\n    cost ({chosen.profile}): {words}")
+        print(f"{name[:2]}  {title}\n    {claim or 'no claim of its own'}\n    cost ({chosen.profile}): {words}")
     return 0
 
 
@@ -119,9 +119,10 @@ def _pdf(chosen: argparse.Namespace) -> int:
 
 
 def publish(paper: Path, root: Path) -> None:
-    """Copy figures and generated LaTeX of a built paper to `figures/` and `paper/generated/`, where they differ."""
+    """Copy a built paper's figures and generated LaTeX to `figures/` and `paper/generated/`, where they differ."""
     from vqlora.store import whole_file
-    for source, target in ((paper / "figures", root / "figures"), (paper / "generated", root / "paper" / "generated")):
+    for part, target in (("figures", root / "figures"), ("generated", root / "paper" / "generated")):
+        source = paper / part
         for path in sorted(path for path in source.rglob("*") if path.is_file()):
             copy, data = target / path.relative_to(source), path.read_bytes()
             if not copy.is_file() or copy.read_bytes() != data:

@@ -146,6 +146,8 @@ def needs(name: str, profile: Profile) -> tuple[str, ...]:
 def steps(wanted: list[str], profile: str, root: Path, *, pretrain: bool | None = None) -> list[Step]:
     """The wanted notebooks and all they need, in order; `pretrain` overrides the profile for notebook 02."""
     settings, order = load_profile(profile, root), []
+    if not wanted:
+        raise NotebookError(f"{root / 'notebooks'}: no numbered notebooks to make")
 
     def add(name: str) -> None:
         for need in needs(name, settings):
@@ -182,6 +184,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Pat
     """Run a notebook in the folder `root`, writing `output`; "" or, if a cell failed, how."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"              # the kernel of this environment, not of the user's home
     import papermill
     from papermill.exceptions import PapermillExecutionError
     declared = papermill.inspect_notebook(str(source))

@@ -1,0 +1,67 @@
+# vqlora: every result, figure, table and the paper, from nothing. `make list` shows the notebooks.
+#
+#   make paper             all of it, into build/cpu/ (PROFILE=full for the reference settings)
+#   make test              the tests
+#   make smoke             the whole chain on tiny settings, into build/smoke/
+#   make 03                one notebook and what it needs; 00 01 02 03 90 91. 02 trains the base anew.
+#   make figures tables    notebooks 90 and 91 with what they need
+#   make pdf               the paper from the committed reference results, without training
+#   make setup lint clean  environment; ruff; remove build/
+#
+# Make only names and orders the steps. What is out of date is decided by hashes inside `vqlora`, and two makes at
+# once wait for each other there (build/<profile>/lock).
+
+PROFILE ?= cpu
+PYTHON  ?= python3.11
+# Two test processes on two cores; PYTEST_ARGS="-k name" narrows the choice.
+PYTEST_ARGS ?=
+
+VQLORA    := .venv/bin/vqlora
+NOTEBOOKS := 00 01 02 03 90 91
+export PYTHON
+export OMP_WAIT_POLICY := passive
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help paper smoke test setup list figures tables pdf lint clean $(NOTEBOOKS)
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@bash scripts/setup.sh
+
+paper: setup
+	$(VQLORA) notebook --profile $(PROFILE)
+	$(VQLORA) pdf --profile $(PROFILE)
+
+smoke: setup
+	$(VQLORA) notebook --profile smoke
+	$(VQLORA) pdf --profile smoke
+
+test: setup
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 $(PYTEST_ARGS)
+
+00 01 03 90 91: setup
+	$(VQLORA) notebook $@ --profile $(PROFILE)
+
+02: setup
+	$(VQLORA) notebook 02 --pretrain --profile $(PROFILE)
+
+figures: 90
+
+tables: 91
+
+pdf: setup
+	$(VQLORA) pdf --profile reference
+
+list: setup
+	@$(VQLORA) list --profile $(PROFILE)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/nbstripout --verify notebooks/*.ipynb
+
+clean:
+	rm -rf build
