@@ -1,4 +1,4 @@
-"""Invented results files in the form the notebooks write them, for tests of the report. The numbers mean nothing."""
+"""Invented results files in the form the notebooks write them, for tests of the report."""
 
 from pathlib import Path
 
@@ -18,9 +18,13 @@ def write_invented(results: Path) -> Path:
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _data(results / "01_data")
-    pd.DataFrame([["uniform", 512, 0.81, 0.62, 0.96, 0.72, 0.7, 0.31], ["cover", 512, 0.89, 0.66, 0.97, 0.74, 0.72, 0.3]],
-                 columns=["frames", "clips", "slot_frac", "exact_frac", "order_frac", "t2v_r1", "qa_frac", "nll"]
-                 ).to_csv(results / "02_base" / "validation.csv", index=False)
+    pd.DataFrame(
+        [
+            ["uniform", 512, 0.81, 0.62, 0.96, 0.72, 0.7, 0.31],
+            ["cover", 512, 0.89, 0.66, 0.97, 0.74, 0.72, 0.3],
+        ],
+        columns=["frames", "clips", "slot_frac", "exact_frac", "order_frac", "t2v_r1", "qa_frac", "nll"],
+    ).to_csv(results / "02_base" / "validation.csv", index=False)
     return results
 
 
@@ -29,44 +33,120 @@ def _main(folder: Path) -> None:
     for shift, domain in enumerate(DOMAINS):
         for arm, nll in ARMS.items():
             nll += 0.4 * shift
-            values = {"nll": nll, "slot_frac": 0.9 - nll / 8, "cider": 2.4 - nll / 3, "meteor": 0.5 - nll / 20,
-                      "t2v_r1": 0.4 - nll / 20, "qa_frac": 0.8 - nll / 20}
-            rows += [(domain, arm, metric, value, value * 0.97, value * 1.03) for metric, value in values.items()]
-            rows += [(domain, arm, "train_bytes", BYTES[arm] or np.nan, np.nan, np.nan),
-                     (domain, arm, "weight_bytes", 6.6e6 if arm != "qlora" else 2.3e6, np.nan, np.nan),
-                     (domain, arm, "trainable_frac", {"frozen": 0, "full": 1}.get(arm, 0.057), np.nan, np.nan)]
+            values = {
+                "nll": nll,
+                "slot_frac": 0.9 - nll / 8,
+                "cider": 2.4 - nll / 3,
+                "meteor": 0.5 - nll / 20,
+                "t2v_r1": 0.4 - nll / 20,
+                "qa_frac": 0.8 - nll / 20,
+            }
+            rows += [
+                (domain, arm, metric, value, value * 0.97, value * 1.03) for metric, value in values.items()
+            ]
+            rows += [
+                (domain, arm, "train_bytes", BYTES[arm] or np.nan, np.nan, np.nan),
+                (domain, arm, "weight_bytes", 6.6e6 if arm != "qlora" else 2.3e6, np.nan, np.nan),
+                (domain, arm, "trainable_frac", {"frozen": 0, "full": 1}.get(arm, 0.057), np.nan, np.nan),
+            ]
             for rate in RATES.get(arm, ()):
                 loss = nll + abs(np.log10(rate) + (2 if arm != "full" else 3)) / 5
                 sweep.append((domain, arm, rate, "nll", loss, rate == RATES[arm][1]))
         for a, b, claim, margin, gain, verdict in (
-                ("qlora", "lora", "equivalent", 0.03, -0.0055, ("supported", "undecided")[shift]),
-                ("lora", "frozen", "greater", np.nan, 3.458, "supported"),
-                ("qlora", "frozen", "greater", np.nan, 3.4525, "supported")):
-            tests.append((domain, f"{a}_vs_{b}", "nll", gain, gain - 0.01, gain + 0.01, claim, margin, 0.004, 0.0004, verdict))
+            ("qlora", "lora", "equivalent", 0.03, -0.0055, ("supported", "undecided")[shift]),
+            ("lora", "frozen", "greater", np.nan, 3.458, "supported"),
+            ("qlora", "frozen", "greater", np.nan, 3.4525, "supported"),
+        ):
+            tests.append(
+                (
+                    domain,
+                    f"{a}_vs_{b}",
+                    "nll",
+                    gain,
+                    gain - 0.01,
+                    gain + 0.01,
+                    claim,
+                    margin,
+                    0.004,
+                    0.0004,
+                    verdict,
+                )
+            )
     pd.DataFrame(rows, columns=["domain", "arm", "metric", "value", "low", "high"]).to_csv(
-        folder / "summary.csv", index=False)
+        folder / "summary.csv", index=False
+    )
     pd.DataFrame(sweep, columns=["domain", "arm", "learning_rate", "metric", "value", "chosen"]).to_csv(
-        folder / "sweep.csv", index=False)
-    pd.DataFrame(tests, columns=["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
-                                 "verdict"]).to_csv(folder / "tests.csv", index=False)
-    pd.DataFrame([("frozen", "bf16", 0.0, "profile"), ("full", "bf16", 1e-3, "sweep"), ("lora", "bf16", 1e-2, "sweep"),
-                  ("qlora", "nf4", 1e-2, "sweep")], columns=["arm", "bits", "learning_rate", "origin"]
-                 ).to_csv(folder / "lr.csv", index=False)
-    pd.DataFrame([("seeds", 3), ("rank", 8), ("alpha", 16), ("steps", 60), ("batch_size", 32), ("frames", 8),
-                  ("select", "uniform"), ("weight_decay", 0.0), ("contrastive_weight", 0.25)], columns=["metric", "value"]
-                 ).to_csv(folder / "settings.csv", index=False)
+        folder / "sweep.csv", index=False
+    )
+    pd.DataFrame(
+        tests,
+        columns=[
+            "domain",
+            "comparison",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "claim",
+            "margin",
+            "p",
+            "p_holm",
+            "verdict",
+        ],
+    ).to_csv(folder / "tests.csv", index=False)
+    pd.DataFrame(
+        [
+            ("frozen", "bf16", 0.0, "profile"),
+            ("full", "bf16", 1e-3, "sweep"),
+            ("lora", "bf16", 1e-2, "sweep"),
+            ("qlora", "nf4", 1e-2, "sweep"),
+        ],
+        columns=["arm", "bits", "learning_rate", "origin"],
+    ).to_csv(folder / "lr.csv", index=False)
+    pd.DataFrame(
+        [
+            ("seeds", 3),
+            ("rank", 8),
+            ("alpha", 16),
+            ("steps", 60),
+            ("batch_size", 32),
+            ("frames", 8),
+            ("select", "uniform"),
+            ("weight_decay", 0.0),
+            ("contrastive_weight", 0.25),
+        ],
+        columns=["metric", "value"],
+    ).to_csv(folder / "settings.csv", index=False)
 
 
 def _data(folder: Path) -> None:
     names = ("source", "language", "visual", "cutaways")
-    pd.DataFrame([(name, 40, 5.0, 1200, 256, 256, 256, 1.9, 5, 5.1) for name in names], columns=[
-        "domain", "frames", "duration_s", "train_clips", "val_clips", "devtest_clips", "test_clips", "events_mean",
-        "captions_per_clip", "questions_per_clip"]).to_csv(folder / "domains.csv", index=False)
-    pd.DataFrame([(name, kind, 300, 0.25, 0.262, 0.025) for name in names[:2] for kind in ("what", "order", "all")],
-                 columns=["domain", "kind", "questions", "chance_frac", "guess_frac", "error_frac"]
-                 ).to_csv(folder / "textonly.csv", index=False)
-    pd.DataFrame([(name, f"{name}-val-00000", "2 7 12 17 22 27 32 37", "the dog moves left then the cup grows")
-                  for name in names], columns=["domain", "clip", "frames", "caption"]).to_csv(folder / "samples.csv", index=False)
+    pd.DataFrame(
+        [(name, 40, 5.0, 1200, 256, 256, 256, 1.9, 5, 5.1) for name in names],
+        columns=[
+            "domain",
+            "frames",
+            "duration_s",
+            "train_clips",
+            "val_clips",
+            "devtest_clips",
+            "test_clips",
+            "events_mean",
+            "captions_per_clip",
+            "questions_per_clip",
+        ],
+    ).to_csv(folder / "domains.csv", index=False)
+    pd.DataFrame(
+        [(name, kind, 300, 0.25, 0.262, 0.025) for name in names[:2] for kind in ("what", "order", "all")],
+        columns=["domain", "kind", "questions", "chance_frac", "guess_frac", "error_frac"],
+    ).to_csv(folder / "textonly.csv", index=False)
+    pd.DataFrame(
+        [
+            (name, f"{name}-val-00000", "2 7 12 17 22 27 32 37", "the dog moves left then the cup grows")
+            for name in names
+        ],
+        columns=["domain", "clip", "frames", "caption"],
+    ).to_csv(folder / "samples.csv", index=False)
     ramp = np.linspace(0, 255, 64 * 8).astype("uint8")
     sheet = np.stack([np.tile(ramp, (64 * len(names), 1))] * 3, axis=-1)
     sheet[::7] = 40

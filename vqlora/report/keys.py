@@ -1,17 +1,18 @@
 r"""Numbers for the paper, by key, from results files alone.
 
-A *keyed* results file is a CSV with a column ``metric`` and a column ``value``. The columns before ``metric`` name the
-row, those after ``value`` add to it (``low`` and ``high`` are its 95% interval):
+A *keyed* results file is a CSV with a column ``metric`` and a column ``value``. The columns before ``metric``
+name the row, those after ``value`` add to it (``low`` and ``high`` are its 95% interval):
 
     03_main/summary.csv      domain,arm,metric,value,low,high
                              language,qlora,nll,0.742,0.701,0.789
 
-gives ``main.language.qlora.nll``: the notebook's name without its number, the file's name unless it is ``summary``, the
-row's names, the metric. Each further column becomes a key of its own below that (``...nll.p_holm``). In LaTeX
-``\vq{key}`` prints the number, ``\vqci{key}`` its interval and ``\vqcase{key}{supported}{denied}{undecided}`` picks the
-sentence that a verdict allows; an unknown key stops LaTeX (see ``paper/vqkeys.sty``).
+gives ``main.language.qlora.nll``: the notebook's name without its number, the file's name unless it is
+``summary``, the row's names, the metric. Each further column becomes a key of its own below that
+(``...nll.p_holm``). In LaTeX ``\vq{key}`` prints the number, ``\vqci{key}`` its interval and
+``\vqcase{key}{supported}{denied}{undecided}`` picks the sentence that a verdict allows; an unknown key stops LaTeX
+(see ``paper/vqkeys.sty``).
 
-How a number is printed follows from the metric's name (``kind``), so that it looks the same in prose and in tables.
+How a number is printed follows from the metric's name (``kind``), so that it looks the same in prose and tables.
 """
 
 import csv
@@ -28,19 +29,37 @@ KEY = re.compile(r"[a-z0-9][a-z0-9_.+\-]*\Z")
 INTERVAL = ("low", "high")
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider")
 PLAIN = ("nll", "loss", "margin", "perplexity", "difference")
-COUNTS = ("clips", "clips_left_out", "runs", "seeds", "steps", "rank", "frames", "captions", "questions", "parameters",
-          "trainable_parameters", "base_parameters", "words", "sprites", "events", "batch_size", "examples", "files")
+COUNTS = (
+    "clips",
+    "clips_left_out",
+    "runs",
+    "seeds",
+    "steps",
+    "rank",
+    "frames",
+    "captions",
+    "questions",
+    "parameters",
+    "trainable_parameters",
+    "base_parameters",
+    "words",
+    "sprites",
+    "events",
+    "batch_size",
+    "examples",
+    "files",
+)
 
 
 class ResultsError(ValueError):
-    """A results file is missing or does not have the form a key, table or figure needs; the message names it."""
+    """A results file is missing or not of the form a key, table or figure needs; the message names it."""
 
 
 @dataclass(frozen=True)
 class Value:
     """One number or word of a results file, ready for LaTeX.
 
-    ``text`` and ``interval`` are LaTeX (``interval`` is empty where the file gives none), ``source`` is the file.
+    ``text`` and ``interval`` (empty where the file gives none) are LaTeX, ``source`` is file and line.
     """
 
     text: str
@@ -89,11 +108,10 @@ def _decimals(value: float, digits: int) -> str:
     return _signed(text[1:] if text.startswith("-") and float(text) == 0 else text)
 
 
-def _scaled(value: float, steps: Iterable[tuple[float, str]], digits: int = 1) -> str:
-    for factor, unit in steps:
-        if abs(value) >= factor:
-            return f"{_decimals(value / factor, digits)}~{unit}"
-    return f"{_decimals(value, digits)}~{unit}"
+def _scaled(value: float, steps: Iterable[tuple[float, float, str]]) -> str:
+    """The value in the first unit (from, divisor, name) whose `from` it reaches."""
+    divisor, unit = next((step[1:] for step in steps if abs(value) >= step[0]))
+    return f"{_decimals(value / divisor, 1)}~{unit}"
 
 
 def _rate(value: float) -> str:
@@ -126,10 +144,9 @@ def format_number(value: float | str, metric: str, *, unit: bool = True) -> str:
         case "loss":
             return _decimals(value, 3)
         case "bytes":
-            return _scaled(value, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")))
+            return _scaled(value, ((1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e3, 1e3, "kB"), (0, 1, "B")))
         case "seconds":
-            return _scaled(value, ((5400, "h"), (120, "min"), (1, "s"))) if abs(value) >= 1 else \
-                f"{_decimals(1000 * value, 1)}~ms"
+            return _scaled(value, ((5400, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (0, 1e-3, "ms")))
         case "p":
             return r"\ensuremath{<}0.001" if value < 0.001 else _decimals(value, 3)
         case "rate":
@@ -156,7 +173,11 @@ def _number(text: str) -> float | str:
 
 def _part(text: str) -> str:
     number = _number(text)
-    return f"{number:g}".replace("e-0", "e-") if isinstance(number, float) else text.strip().lower().replace(" ", "-")
+    return (
+        f"{number:g}".replace("e-0", "e-")
+        if isinstance(number, float)
+        else text.strip().lower().replace(" ", "-")
+    )
 
 
 def _rows(path: Path, prefix: str) -> Iterable[tuple[str, Value]]:
@@ -165,8 +186,8 @@ def _rows(path: Path, prefix: str) -> Iterable[tuple[str, Value]]:
         columns = list(reader.fieldnames or ())
         if "metric" not in columns or "value" not in columns:
             return
-        names = columns[:columns.index("metric")]
-        extra = [column for column in columns[columns.index("value") + 1:] if column not in INTERVAL]
+        names = columns[: columns.index("metric")]
+        extra = [column for column in columns[columns.index("value") + 1 :] if column not in INTERVAL]
         for row in reader:
             where = f"{path.name} line {reader.line_num}"
             if None in row or None in row.values():
@@ -185,7 +206,7 @@ def _rows(path: Path, prefix: str) -> Iterable[tuple[str, Value]]:
 
 
 def prefix(notebook: str, file: str) -> str:
-    """The first part of a key: ``03_main``, ``summary.csv`` -> ``main``; ``03_main``, ``tests.csv`` -> ``main.tests``."""
+    """First part of a key: ``03_main/summary.csv`` gives ``main``, ``03_main/tests.csv`` gives ``main.tests``."""
     stem = Path(file).stem
     name = re.sub(r"^\d+_", "", notebook)
     return name if stem == "summary" else f"{name}.{stem}"
@@ -221,8 +242,11 @@ def results_id(results: Path) -> str:
 
 def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str) -> str:
     """The LaTeX file that defines every key, and the stamp of the first page."""
-    lines = ["% Written by vqlora.report.keys from results files; do not edit.",
-             rf"\def\vqprofile{{{latex_text(profile)}}}", rf"\def\vqrunsid{{{runs_id}}}"]
+    lines = [
+        "% Written by vqlora.report.keys from results files; do not edit.",
+        rf"\def\vqprofile{{{latex_text(profile)}}}",
+        rf"\def\vqrunsid{{{runs_id}}}",
+    ]
     lines += [rf"\vqset{{{key}}}{{{value.text}}}{{{value.interval}}}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 

@@ -4,10 +4,9 @@ r"""The PDF, from results files and the sources in ``paper/``, with latexmk.
     build_pdf("cpu")            # build/cpu/results -> build/cpu/paper/main.pdf
     build_pdf("reference")      # results/ (the committed reference) -> build/reference/paper/main.pdf
 
-This is what ``vqlora pdf --profile NAME`` calls: print the path that comes back; a ``PaperError`` is a message of one
-or two lines for the user, to be shown without a traceback and with exit status 1. Nothing is written outside
-``build/<profile>/paper`` unless ``in_place`` asks for ``figures/`` and ``paper/generated/``. The PDF is byte-identical as
-long as results and sources are, and is not built again then (a hash over both decides, not time stamps).
+This is what ``vqlora pdf --profile NAME`` calls. A ``PaperError`` is a message of one or two lines for the user, to be
+shown without a traceback. Nothing is written outside ``build/<profile>/paper``. The PDF is byte-identical as long as
+results and sources are, and is not built again then (a hash over both decides, not time stamps).
 """
 
 import hashlib
@@ -15,7 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +22,7 @@ from vqlora.report.keys import ResultsError, write_atomic, write_keys
 from vqlora.report.tables import write_tables
 
 REFERENCE = "reference"
-EPOCH = "1735689600"          # 2025-01-01: the one date a PDF may carry, whenever it is built
+EPOCH = "1735689600"  # 2025-01-01: the one date a PDF may carry, whenever it is built
 SOURCES = ("*.tex", "*.bib", "*.sty", "sections/*.tex")
 LIMIT_S = 300
 
@@ -34,7 +32,7 @@ class PaperError(RuntimeError):
 
 
 def results_dir(profile: str, root: Path | str = ".") -> Path:
-    """Where a profile's results lie: ``build/<profile>/results``; for ``reference`` the committed ``results``."""
+    """Where a profile's results lie: ``build/<profile>/results``; for ``reference`` the committed ones."""
     return Path(root, "results") if profile == REFERENCE else Path(root, "build", profile, "results")
 
 
@@ -43,8 +41,15 @@ def paper_dir(profile: str, root: Path | str = ".") -> Path:
     return Path(root, "build", profile, "paper")
 
 
-def write_parts(profile: str, root: Path | str = ".", *, figures: bool = True, tables: bool = True,
-                in_place: bool = False, results: Path | None = None, out: Path | None = None) -> list[Path]:
+def write_parts(
+    profile: str,
+    root: Path | str = ".",
+    *,
+    figures: bool = True,
+    tables: bool = True,
+    results: Path | None = None,
+    out: Path | None = None,
+) -> list[Path]:
     """Regenerate keys, tables and figures of a profile from its results files.
 
     Args:
@@ -52,7 +57,6 @@ def write_parts(profile: str, root: Path | str = ".", *, figures: bool = True, t
         root: the repository.
         figures: draw ``<out>/figures/*.pdf`` and ``.png``.
         tables: write ``<out>/generated/keys.tex`` and ``<out>/generated/tables/*``.
-        in_place: copy what was written to ``<root>/figures`` and ``<root>/paper/generated`` too.
         results, out: folders to use instead of ``results_dir(profile)`` and ``paper_dir(profile)``.
 
     Returns:
@@ -67,14 +71,9 @@ def write_parts(profile: str, root: Path | str = ".", *, figures: bool = True, t
         write_keys(results, out / "generated", profile)
         written += [out / "generated" / "keys.tex", *write_tables(results, out / "generated" / "tables")]
     if figures:
-        from vqlora.report.plots import write_figures      # matplotlib takes a second to import
+        from vqlora.report.plots import write_figures  # matplotlib takes a second to import
 
         written += write_figures(results, out / "figures", Path(root, "figures", "vqlora.mplstyle"))
-    if in_place:
-        for path in written:
-            relative = path.relative_to(out)
-            target = Path(root, *(("paper",) if relative.parts[0] == "generated" else ()), relative)
-            write_atomic(target, path.read_bytes())
     return written
 
 
@@ -84,14 +83,19 @@ def _sources(root: Path) -> list[Path]:
 
 
 def inputs_hash(profile: str, root: Path | str, results: Path) -> str:
-    """Hash over all that the PDF depends on: paper sources, results files, style, this package's report code."""
+    """Hash over all that the PDF depends on: paper sources, results files, style, the code of this package."""
     digest = hashlib.sha256(f"{profile}\0{EPOCH}\0".encode())
-    files: list[Path] = [*_sources(Path(root)), Path(root, "figures", "vqlora.mplstyle"),
-                         *sorted(Path(__file__).parent.glob("*.py")),
-                         *sorted(path for form in ("csv", "png") for path in results.glob(f"[0-9]*/*.{form}"))]
+    files: list[Path] = [
+        *_sources(Path(root)),
+        Path(root, "figures", "vqlora.mplstyle"),
+        *sorted(Path(__file__).parent.glob("*.py")),
+        *sorted(path for form in ("csv", "png") for path in results.glob(f"[0-9]*/*.{form}")),
+    ]
     for path in files:
         if path.is_file():
-            digest.update(f"{path.parent.name}/{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(
+                f"{path.parent.name}/{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
+            )
     return digest.hexdigest()
 
 
@@ -100,18 +104,24 @@ def first_error(log: str) -> str:
     lines = log.splitlines()
     for number, line in enumerate(lines):
         if match := re.match(r"(?:\./)?([^\s:]+\.(?:tex|sty|bbl|aux)):(\d+): (.*)", line):
-            return f"{match[1]}, line {match[2]}: {_unwrap(match[3], lines[number + 1:])}"
+            return f"{match[1]}, line {match[2]}: {_unwrap(match[3], lines[number + 1 :])}"
         if line.startswith("! "):
-            return _unwrap(line[2:], lines[number + 1:])
+            return _unwrap(line[2:], lines[number + 1 :])
         if line.startswith(("I couldn't open", "I was expecting", "Repeated entry", "I found no")):
-            place = next((m for m in (re.search(r"line (\d+) of file (\S+)", x) for x in lines[number:number + 2]) if m),
-                         None)
+            place = next(
+                (
+                    m
+                    for m in (re.search(r"line (\d+) of file (\S+)", x) for x in lines[number : number + 2])
+                    if m
+                ),
+                None,
+            )
             return f"{place[2]}, line {place[1]}: {line}" if place else line
     return next((line for line in reversed(lines) if line.strip()), "no message in the log")
 
 
 def _unwrap(text: str, rest: Iterable[str]) -> str:
-    for line in rest:                                   # logs break lines at 79 columns and may lose a word's end
+    for line in rest:  # logs break lines at 79 columns and may lose a word's end
         if len(text) < 78 or not line.strip() or line.startswith(("l.", "!", "See ", "Type ")):
             break
         text += line
@@ -121,42 +131,76 @@ def _unwrap(text: str, rest: Iterable[str]) -> str:
 def _latexmk() -> str:
     program = shutil.which("latexmk")
     if program is None or shutil.which("pdflatex") is None:
-        raise PaperError("LaTeX is missing (latexmk, pdflatex). On Debian: apt-get install --no-install-recommends "
-                         "texlive-latex-recommended latexmk lmodern; elsewhere install TeX Live.")
+        raise PaperError(
+            "LaTeX is missing (latexmk, pdflatex). On Debian: apt-get install --no-install-recommends "
+            "texlive-latex-recommended latexmk lmodern; elsewhere install TeX Live."
+        )
     return program
 
 
 def _compile(work: Path, log: Path) -> Path:
-    environment = dict(os.environ, SOURCE_DATE_EPOCH=EPOCH, FORCE_SOURCE_DATE="1", TZ="UTC", LC_ALL="C",
-                       max_print_line="1000", openout_any="p")
-    command = [_latexmk(), "-pdf", "-norc", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "-silent",
-               "main.tex"]
+    environment = dict(
+        os.environ,
+        SOURCE_DATE_EPOCH=EPOCH,
+        FORCE_SOURCE_DATE="1",
+        TZ="UTC",
+        LC_ALL="C",
+        max_print_line="1000",
+        openout_any="p",
+    )
+    command = [
+        _latexmk(),
+        "-pdf",
+        "-norc",
+        "-interaction=nonstopmode",
+        "-halt-on-error",
+        "-file-line-error",
+        "-silent",
+        "main.tex",
+    ]
     try:
-        done = subprocess.run(command, cwd=work, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-                              timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            command,
+            cwd=work,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise PaperError(f"LaTeX did not finish within {LIMIT_S} s; see {log}") from None
     text = done.stdout.decode("utf-8", "replace")
-    text = "\n".join(path.read_text("utf-8", "replace") for path in (work / "main.log", work / "main.blg")
-                     if path.is_file()) or text
+    text = (
+        "\n".join(
+            path.read_text("utf-8", "replace")
+            for path in (work / "main.log", work / "main.blg")
+            if path.is_file()
+        )
+        or text
+    )
     write_atomic(log, text)
     pdf = work / "main.pdf"
     if done.returncode or not pdf.is_file():
         raise PaperError(f"paper: {first_error(text)}\n(the whole log: {log})")
-    if unknown := re.search(r"LaTeX Warning: (?:Reference|Citation) [`']([^']+)' .*undefined|"
-                            r"Package natbib Warning: Citation [`']([^']+)'.*undefined", text):
-        raise PaperError(f"paper: nothing is called '{unknown[1] or unknown[2]}' (undefined reference; log: {log})")
+    if unknown := re.search(
+        r"LaTeX Warning: (?:Reference|Citation) [`']([^']+)' .*undefined|"
+        r"Package natbib Warning: Citation [`']([^']+)'.*undefined",
+        text,
+    ):
+        raise PaperError(
+            f"paper: nothing is called '{unknown[1] or unknown[2]}' (undefined reference; log: {log})"
+        )
     return pdf
 
 
-def build_pdf(profile: str, root: Path | str = ".", *, results: Path | None = None, in_place: bool = False) -> Path:
+def build_pdf(profile: str, root: Path | str = ".", *, results: Path | None = None) -> Path:
     """Build the paper of a profile from its results files; the path of the PDF.
 
     Args:
         profile: a profile that has run, or ``reference`` for the committed results.
         root: the repository.
         results: a results folder to use instead of the profile's own.
-        in_place: also put the figures, tables and keys into ``figures/`` and ``paper/generated/``.
 
     Raises:
         PaperError: no LaTeX, an error in the sources (file, line and message), or results that are missing.
@@ -165,19 +209,22 @@ def build_pdf(profile: str, root: Path | str = ".", *, results: Path | None = No
     results, out = results or results_dir(profile, root), paper_dir(profile, root)
     pdf, log, seal = out / "main.pdf", out / "main.log", out / "inputs.sha256"
     wanted = inputs_hash(profile, root, results)
-    if not in_place and pdf.is_file() and seal.is_file() and seal.read_text() == \
-            f"{wanted} {hashlib.sha256(pdf.read_bytes()).hexdigest()}\n":
+    if (
+        pdf.is_file()
+        and seal.is_file()
+        and seal.read_text() == f"{wanted} {hashlib.sha256(pdf.read_bytes()).hexdigest()}\n"
+    ):
         return pdf
     _latexmk()
     out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".latex-", dir=out))   # own folder: two builds at once do not meet
+    work = Path(tempfile.mkdtemp(prefix=".latex-", dir=out))  # own folder: two builds at once do not meet
     try:
         for path in _sources(root):
             target = work / path.relative_to(root / "paper")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         try:
-            parts = write_parts(profile, root, in_place=in_place, results=results, out=work)
+            parts = write_parts(profile, root, results=results, out=work)
         except ResultsError as fault:
             raise PaperError(str(fault)) from None
         data = _compile(work, log).read_bytes()
@@ -188,21 +235,3 @@ def build_pdf(profile: str, root: Path | str = ".", *, results: Path | None = No
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return pdf
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """``python -m vqlora.report.paper PROFILE``: build one paper, print its path, or one message on standard error."""
-    names = sys.argv[1:] if arguments is None else arguments
-    if len(names) != 1:
-        print("usage: python -m vqlora.report.paper PROFILE", file=sys.stderr)
-        return 2
-    try:
-        print(build_pdf(names[0]))
-    except PaperError as fault:
-        print(fault, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

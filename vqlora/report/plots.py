@@ -1,8 +1,8 @@
 """Figures of the paper, from results files to vector PDF and PNG.
 
-Each figure is a pure function of a results folder: ``FIGURES["quality_memory"](results) -> Figure``. ``write_figures``
-draws all of them in the style of ``figures/vqlora.mplstyle``. Same results, same bytes: no date, no software version and
-no random number enters a file. Colour and marker belong to the method, in every figure the same.
+Each figure is a pure function of a results folder: ``FIGURES["quality_memory"](results) -> Figure``.
+``write_figures`` draws all of them in the style of ``figures/vqlora.mplstyle``. Same results, same bytes: no date, no
+software version and no random number enters a file. Colour and marker belong to the method, in every figure the same.
 """
 
 import io
@@ -17,13 +17,19 @@ matplotlib.use("agg", force=False)
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+import seaborn as sns  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from vqlora.report.keys import ResultsError, write_atomic  # noqa: E402
 from vqlora.report.tables import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
-MARKS = {"frozen": ("#000000", "s"), "full": ("#D55E00", "D"), "lora": ("#56B4E9", "o"), "qlora": ("#0072B2", "^")}
+MARKS = {
+    "frozen": ("#000000", "s"),
+    "full": ("#D55E00", "D"),
+    "lora": ("#56B4E9", "o"),
+    "qlora": ("#0072B2", "^"),
+}
 OTHER = ("#009E73", "v")
 
 
@@ -44,9 +50,9 @@ def _unit(peak_bytes: float) -> tuple[float, str]:
 
 
 def quality_memory(results: Path, metric: str = "nll", memory: str = "train_bytes") -> Figure:
-    """Quality against training memory, one panel a domain: point and 95% interval of every method that trains."""
+    """Quality against training memory, a panel a domain: point and 95% interval of every method that trains."""
     frame = read_csv(results, "03_main/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
-    frame = frame[frame["arm"] != "frozen"]              # no training step, and a loss that would flatten the others
+    frame = frame[frame["arm"] != "frozen"]  # no training step, and a loss that would flatten the others
     domains = ordered(frame["domain"], DOMAINS)
     factor, unit = _unit(frame.loc[frame["metric"] == memory, "value"].max())
     figure, panels = plt.subplots(1, len(domains), squeeze=False)
@@ -55,9 +61,18 @@ def quality_memory(results: Path, metric: str = "nll", memory: str = "train_byte
             value, low, high = _wide(frame, domain, arm, metric)
             size = _wide(frame, domain, arm, memory)[0] / factor
             colour, marker = _mark(arm)
-            error = [[max(value - low, 0)], [max(high - value, 0)]] if np.isfinite([low, high]).all() else None
-            panel.errorbar([size], [value], yerr=error, color=colour, marker=marker, linestyle="none",
-                           label=ARMS.get(arm, arm))
+            error = (
+                [[max(value - low, 0)], [max(high - value, 0)]] if np.isfinite([low, high]).all() else None
+            )
+            panel.errorbar(
+                [size],
+                [value],
+                yerr=error,
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                label=ARMS.get(arm, arm),
+            )
         panel.set(title=DOMAINS.get(domain, domain), xlabel=f"Memory of a training step ({unit})")
         panel.margins(x=0.18, y=0.12)
         panel.set_xlim(left=0)
@@ -69,21 +84,49 @@ def quality_memory(results: Path, metric: str = "nll", memory: str = "train_byte
 
 
 def learning_rates(results: Path) -> Figure:
-    """The sweep: validation NLL against learning rate, one line a method; the chosen rate is filled."""
-    frame = read_csv(results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen"))
+    """The sweep: validation NLL against learning rate, one line a method; the chosen rate is filled.
+
+    Without a sweep (no NLL in ``03_main/sweep.csv``) the panels say so.
+    """
+    frame = read_csv(
+        results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen")
+    )
     frame = frame[frame["metric"] == "nll"]
     domains = ordered(frame["domain"], DOMAINS)
+    arms = ordered(frame["arm"], ARMS)
+    frame = frame.assign(method=frame["arm"].map(lambda arm: ARMS.get(arm, arm)))
+    look = {ARMS.get(arm, arm): _mark(arm) for arm in arms}
     figure, panels = plt.subplots(1, len(domains), squeeze=False)
     for panel, domain in zip(panels[0], domains, strict=True):
         of_domain = frame[frame["domain"] == domain]
-        for arm in ordered(of_domain["arm"], ARMS):
-            line = of_domain[of_domain["arm"] == arm].sort_values("learning_rate")
+        sns.lineplot(
+            of_domain,
+            x="learning_rate",
+            y="value",
+            hue="method",
+            style="method",
+            dashes=False,
+            hue_order=look,
+            style_order=look,
+            palette={name: mark[0] for name, mark in look.items()},
+            errorbar=None,
+            markers={name: mark[1] for name, mark in look.items()},
+            markerfacecolor="white",
+            markeredgecolor="auto",
+            ax=panel,
+        )
+        for arm in arms:
+            best = of_domain[(of_domain["arm"] == arm) & of_domain["chosen"].astype(bool)]
             colour, marker = _mark(arm)
-            panel.plot(line["learning_rate"], line["value"], color=colour, marker=marker, markerfacecolor="white",
-                       label=ARMS.get(arm, arm))
-            best = line[line["chosen"].astype(bool)]
-            panel.plot(best["learning_rate"], best["value"], color=colour, marker=marker, linestyle="none")
-        panel.set(title=DOMAINS.get(domain, domain), xlabel="Learning rate", xscale="log")
+            panel.plot(
+                best["learning_rate"], best["value"], color=colour, marker=marker, linestyle="none", zorder=4
+            )
+        if of_domain["value"].isna().all():
+            panel.text(
+                0.5, 0.5, "no sweep: rates as the profile has them", transform=panel.transAxes, ha="center"
+            )
+        panel.set(title=DOMAINS.get(domain, domain), xlabel="Learning rate", xscale="log", ylabel="")
+        panel.get_legend().remove()
     panels[0, 0].set_ylabel("NLL on validation clips")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
@@ -104,29 +147,54 @@ def sample_sheet(results: Path, columns: int = 2) -> Figure:
         raise ResultsError(f"{path}: missing; `make 01` writes it")
     sheet = plt.imread(path)
     if sheet.shape[0] % len(rows):
-        raise ResultsError(f"{path}: {sheet.shape[0]} pixel rows do not divide into the {len(rows)} clips of samples.csv")
+        raise ResultsError(
+            f"{path}: {sheet.shape[0]} pixel rows do not divide into the {len(rows)} clips of samples.csv"
+        )
     side, lines = sheet.shape[0] // len(rows), -(-len(rows) // columns)
-    strip = 6.5 / columns * side / sheet.shape[1]                       # height of a strip, inches
+    strip = 6.5 / columns * side / sheet.shape[1]  # height of a strip, inches
     figure, panels = plt.subplots(lines, columns, squeeze=False, figsize=(6.5, lines * (strip + 0.42)))
     for panel in panels.flat:
         panel.set_axis_off()
     for panel, row in zip(panels.T.flat, rows.to_dict("records"), strict=False):
-        panel.imshow(sheet[row["line"] * side:(row["line"] + 1) * side], interpolation="nearest", aspect="equal")
-        panel.text(0, 1.52, DOMAINS.get(row["domain"], row["domain"]), transform=panel.transAxes, va="bottom",
-                   fontsize=7.5, fontweight="bold")
-        panel.text(0, 1.46, textwrap.fill(row["caption"], 66, max_lines=2), transform=panel.transAxes, va="top",
-                   fontsize=6.2, fontstyle="italic", linespacing=1.05)
+        panel.imshow(
+            sheet[row["line"] * side : (row["line"] + 1) * side], interpolation="nearest", aspect="equal"
+        )
+        panel.text(
+            0,
+            1.52,
+            DOMAINS.get(row["domain"], row["domain"]),
+            transform=panel.transAxes,
+            va="bottom",
+            fontsize=7.5,
+            fontweight="bold",
+        )
+        panel.text(
+            0,
+            1.46,
+            textwrap.fill(row["caption"], 66, max_lines=2),
+            transform=panel.transAxes,
+            va="top",
+            fontsize=6.2,
+            fontstyle="italic",
+            linespacing=1.05,
+        )
     return figure
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
-    "quality_memory": quality_memory, "learning_rates": learning_rates, "sample_sheet": sample_sheet}
+    "quality_memory": quality_memory,
+    "learning_rates": learning_rates,
+    "sample_sheet": sample_sheet,
+}
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``<stem>.pdf`` and ``<stem>.png`` with bytes that depend on the figure alone."""
     written = []
-    for form, metadata in (("pdf", {"CreationDate": None, "Creator": None, "Producer": None}), ("png", {"Software": None})):
+    for form, metadata in (
+        ("pdf", {"CreationDate": None, "Creator": None, "Producer": None}),
+        ("png", {"Software": None}),
+    ):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=form, metadata=metadata)
         written.append(write_atomic(Path(f"{stem}.{form}"), buffer.getvalue()))
@@ -134,7 +202,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 def write_figures(results: Path, out: Path, style: Path = STYLE) -> list[Path]:
-    """Draw every figure of a results folder into ``<out>/<name>.pdf`` and ``.png``; the list of files written."""
+    """Draw every figure of a results folder into ``<out>/<name>.pdf`` and ``.png``; the files written."""
     written = []
     with plt.style.context(["default", str(style)]):
         for name, draw in sorted(FIGURES.items()):

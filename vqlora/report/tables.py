@@ -1,7 +1,7 @@
 r"""Tables of the paper, from results files to booktabs LaTeX and Markdown.
 
-Each table is a pure function of a results folder: ``TABLES["main"](results) -> Table``. ``write_tables`` writes all of
-them as ``<out>/<name>.tex`` (a bare ``tabular`` for ``\input`` inside the float whose caption the paper has) and
+Each table is a pure function of a results folder: ``TABLES["main"](results) -> Table``. ``write_tables`` writes all
+of them as ``<out>/<name>.tex`` (a bare ``tabular`` for ``\input`` inside the float whose caption the paper has) and
 ``<out>/<name>.md``. Same results, same bytes.
 """
 
@@ -24,14 +24,37 @@ from vqlora.report.keys import (
 ARMS = {"frozen": "Frozen", "full": "Full fine-tuning", "lora": "LoRA, 16 bit", "qlora": "QLoRA, NF4"}
 SHORT = {"frozen": "frozen", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 CLAIMS = {"equivalent": "equals", "no_worse": "is no worse than", "greater": "beats"}
-DOMAINS = {"source": "Source", "language": "Language shift", "visual": "Visual shift", "bursts": "Bursts",
-           "degraded": "Degraded motion", "degraded-twin": "Degraded, twin", "inserts": "Inserts",
-           "inserts-twin": "Inserts, twin", "cutaways": "Cutaways", "cutaways-twin": "Cutaways, twin",
-           "distractor": "Distractors"}
-METRICS = {"nll": "NLL", "slot_frac": "Slot", "exact_frac": "Exact", "order_frac": "Order", "cider": "CIDEr-D",
-           "meteor": "METEOR", "rouge_l": "ROUGE-L", "bleu4": "BLEU-4", "t2v_r1": "R@1", "v2t_r1": "R@1 (v2t)",
-           "qa_frac": "QA", "token_accuracy_frac": "Tokens", "train_bytes": "Memory",
-           "trainable_frac": "Trainable", "clips": "Clips", "learning_rate": "Learning rate"}
+DOMAINS = {
+    "source": "Source",
+    "language": "Language shift",
+    "visual": "Visual shift",
+    "bursts": "Bursts",
+    "degraded": "Degraded motion",
+    "degraded-twin": "Degraded, twin",
+    "inserts": "Inserts",
+    "inserts-twin": "Inserts, twin",
+    "cutaways": "Cutaways",
+    "cutaways-twin": "Cutaways, twin",
+    "distractor": "Distractors",
+}
+METRICS = {
+    "nll": "NLL",
+    "slot_frac": "Slot",
+    "exact_frac": "Exact",
+    "order_frac": "Order",
+    "cider": "CIDEr-D",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "bleu4": "BLEU-4",
+    "t2v_r1": "R@1",
+    "v2t_r1": "R@1 (v2t)",
+    "qa_frac": "QA",
+    "token_accuracy_frac": "Tokens",
+    "train_bytes": "Memory",
+    "trainable_frac": "Trainable",
+    "clips": "Clips",
+    "learning_rate": "Learning rate",
+}
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
 
 
@@ -48,23 +71,38 @@ class Table:
 
     def latex(self) -> str:
         columns = "l" * self.left + "r" * (len(self.head) - self.left)
-        lines = [rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule", " & ".join(self.head) + r" \\", r"\midrule"]
+        lines = [
+            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+            r"\toprule",
+            " & ".join(self.head) + r" \\",
+            r"\midrule",
+        ]
         lines += [r"\midrule" if row is None else " & ".join(row) + r" \\" for row in self.rows]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def markdown(self) -> str:
-        lines = ["| " + " | ".join(map(plain, self.head)) + " |",
-                 "|" + "---|" * self.left + "---:|" * (len(self.head) - self.left)]
+        lines = [
+            "| " + " | ".join(map(plain, self.head)) + " |",
+            "|" + "---|" * self.left + "---:|" * (len(self.head) - self.left),
+        ]
         lines += ["| " + " | ".join(map(plain, row)) + " |" for row in self.rows if row is not None]
         return "\n".join(lines) + "\n"
 
 
 def plain(cell: str) -> str:
     """A LaTeX cell of this module as plain text, for Markdown."""
-    cell = re.sub(r"\\(?:scriptsize|small|textbf|emph|ensuremath|times|,)\s?", lambda m: {"\\times": "×"}.get(
-        m.group(0).strip(), ""), cell)
+    cell = re.sub(
+        r"\\(?:scriptsize|small|textbf|emph|ensuremath|times|,)\s?",
+        lambda m: {"\\times": "×"}.get(m.group(0).strip(), ""),
+        cell,
+    )
     cell = re.sub(r"\^\{(.*?)\}", r"^\1", cell)
-    return re.sub(r"\\([&%$#_{}])|[{}]", lambda m: m.group(1) or "", cell).replace("~", " ").replace("|", "\\|").strip()
+    return (
+        re.sub(r"\\([&%$#_{}])|[{}]", lambda m: m.group(1) or "", cell)
+        .replace("~", " ")
+        .replace("|", "\\|")
+        .strip()
+    )
 
 
 def read_csv(results: Path, file: str, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -92,7 +130,7 @@ def label(name: str, names: Mapping[str, str]) -> str:
 
 
 def cell(frame: pd.DataFrame, metric: str) -> tuple[str, str]:
-    """Value and interval of a metric in a long frame of one table row; dashes where the metric does not apply."""
+    """Value and interval of a metric in a long frame of one table row; a dash where it does not apply."""
     rows = frame[frame["metric"] == metric]
     if rows.empty or (isinstance(rows.iloc[0]["value"], float) and math.isnan(rows.iloc[0]["value"])):
         return "--", ""
@@ -117,7 +155,9 @@ def main_table(results: Path) -> Table:
 
 def sweep_table(results: Path) -> Table:
     """Validation NLL of every swept learning rate; the chosen one of each method is bold."""
-    frame = read_csv(results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen"))
+    frame = read_csv(
+        results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen")
+    )
     frame = frame[frame["metric"] == "nll"]
     rates = sorted(frame["learning_rate"].unique())
     rows = []
@@ -132,13 +172,18 @@ def sweep_table(results: Path) -> Table:
                 text = format_number(hit.iloc[0]["value"], "nll") if len(hit) else "--"
                 cells.append(rf"\textbf{{{text}}}" if len(hit) and bool(hit.iloc[0]["chosen"]) else text)
             rows.append((label(domain, DOMAINS) if position == 0 else "", label(arm, ARMS), *cells))
-    return Table(("Domain", "Method", *(format_number(rate, "learning_rate") for rate in rates)), tuple(rows), left=2)
+    return Table(
+        ("Domain", "Method", *(format_number(rate, "learning_rate") for rate in rates)), tuple(rows), left=2
+    )
 
 
 def tests_table(results: Path) -> Table:
     """The planned comparisons of the main experiment: difference, interval, margin, corrected p, verdict."""
-    frame = read_csv(results, "03_main/tests.csv", ("domain", "comparison", "metric", "value", "low", "high", "claim",
-                                                    "margin", "p_holm", "verdict"))
+    frame = read_csv(
+        results,
+        "03_main/tests.csv",
+        ("domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p_holm", "verdict"),
+    )
     rows: list[tuple[str, ...] | None] = []
     for domain in ordered(frame["domain"], DOMAINS):
         if rows:
@@ -147,19 +192,35 @@ def tests_table(results: Path) -> Table:
             metric = row["metric"]
             first, _, second = row["comparison"].partition("_vs_")
             claim = f"{label(first, SHORT)} {label(row['claim'], CLAIMS)} {label(second, SHORT)}"
-            rows.append((label(domain, DOMAINS) if position == 0 else "", claim, METRICS.get(metric, metric),
-                         format_number(row["value"], metric), format_interval(row["low"], row["high"], metric),
-                         "--" if math.isnan(row["margin"]) else format_number(row["margin"], metric),
-                         format_number(row["p_holm"], "p_holm"), latex_text(row["verdict"])))
-    return Table(("Domain", "Claim", "Metric", "Gain", "95\\% interval", "Margin", "$p$ (Holm)", "Verdict"),
-                 tuple(rows), left=3)
+            rows.append(
+                (
+                    label(domain, DOMAINS) if position == 0 else "",
+                    claim,
+                    METRICS.get(metric, metric),
+                    format_number(row["value"], metric),
+                    format_interval(row["low"], row["high"], metric),
+                    "--" if math.isnan(row["margin"]) else format_number(row["margin"], metric),
+                    format_number(row["p_holm"], "p_holm"),
+                    latex_text(row["verdict"]),
+                )
+            )
+    return Table(
+        ("Domain", "Claim", "Metric", "Gain", "95\\% interval", "Margin", "$p$ (Holm)", "Verdict"),
+        tuple(rows),
+        left=3,
+    )
 
 
 def settings_table(results: Path) -> Table:
     """Settings that all arms of the main experiment share."""
     frame = read_csv(results, "03_main/settings.csv", ("metric", "value"))
-    return Table(("Setting", "Value"), tuple((label(row["metric"], {}), setting(row["value"], row["metric"]))
-                                             for row in frame.to_dict("records")))
+    return Table(
+        ("Setting", "Value"),
+        tuple(
+            (label(row["metric"], {}), setting(row["value"], row["metric"]))
+            for row in frame.to_dict("records")
+        ),
+    )
 
 
 def setting(text: object, metric: str) -> str:
@@ -175,51 +236,98 @@ def rates_table(results: Path) -> Table:
     """The learning rate of each arm and where it comes from."""
     frame = read_csv(results, "03_main/lr.csv", ("arm", "bits", "learning_rate", "origin"))
     frame = frame[frame["arm"] != "frozen"]
-    return Table(("Method", "Learning rate", "From"), tuple(
-        (label(arm, ARMS), format_number(row["learning_rate"], "learning_rate"), latex_text(row["origin"]))
-        for arm in ordered(frame["arm"], ARMS) for row in frame[frame["arm"] == arm].to_dict("records")))
+    return Table(
+        ("Method", "Learning rate", "From"),
+        tuple(
+            (
+                label(arm, ARMS),
+                format_number(row["learning_rate"], "learning_rate"),
+                latex_text(row["origin"]),
+            )
+            for arm in ordered(frame["arm"], ARMS)
+            for row in frame[frame["arm"] == arm].to_dict("records")
+        ),
+    )
 
 
 def textonly_table(results: Path) -> Table:
     """Accuracy of the text-only guesser over all questions of each domain, next to chance."""
-    frame = read_csv(results, "01_data/textonly.csv", ("domain", "kind", "questions", "chance_frac", "guess_frac"))
+    frame = read_csv(
+        results, "01_data/textonly.csv", ("domain", "kind", "questions", "chance_frac", "guess_frac")
+    )
     frame = frame[frame["kind"] == "all"].set_index("domain")
-    return Table(("Domain", "Questions", "Chance", "Text only"), tuple(
-        (label(domain, DOMAINS), *(format_number(frame.loc[domain, column], column)
-                                   for column in ("questions", "chance_frac", "guess_frac")))
-        for domain in ordered(frame.index, DOMAINS)))
+    return Table(
+        ("Domain", "Questions", "Chance", "Text only"),
+        tuple(
+            (
+                label(domain, DOMAINS),
+                *(
+                    format_number(frame.loc[domain, column], column)
+                    for column in ("questions", "chance_frac", "guess_frac")
+                ),
+            )
+            for domain in ordered(frame.index, DOMAINS)
+        ),
+    )
 
 
 def data_table(results: Path) -> Table:
     """What each domain holds."""
-    heads = {"domain": "Domain", "train_clips": "Train", "val_clips": "Val", "devtest_clips": "Dev-test",
-             "test_clips": "Test", "frames": "Frames", "duration_s": "Length", "events_mean": "Events",
-             "captions_per_clip": "Captions", "questions_per_clip": "Questions"}
+    heads = {
+        "domain": "Domain",
+        "train_clips": "Train",
+        "val_clips": "Val",
+        "devtest_clips": "Dev-test",
+        "test_clips": "Test",
+        "frames": "Frames",
+        "duration_s": "Length",
+        "events_mean": "Events",
+        "captions_per_clip": "Captions",
+        "questions_per_clip": "Questions",
+    }
     return wide_table(results, "01_data/domains.csv", heads, {"domain": DOMAINS})
 
 
 def base_table(results: Path) -> Table:
     """The base on unseen source clips, by how frames are chosen."""
     names = {"uniform": "evenly spaced", "cover": "covering events"}
-    heads = {"frames": "Frames", "slot_frac": "Slot", "exact_frac": "Exact", "order_frac": "Order", "t2v_r1": "R@1",
-             "qa_frac": "QA"}
+    heads = {
+        "frames": "Frames",
+        "slot_frac": "Slot",
+        "exact_frac": "Exact",
+        "order_frac": "Order",
+        "t2v_r1": "R@1",
+        "qa_frac": "QA",
+    }
     return wide_table(results, "02_base/validation.csv", heads, {"frames": names})
 
 
-def wide_table(results: Path, file: str, heads: Mapping[str, str], names: Mapping[str, Mapping[str, str]],
-               left: int = 1) -> Table:
-    """A results file with one column per metric, in the order and under the heads given; extra columns are left out."""
+def wide_table(
+    results: Path, file: str, heads: Mapping[str, str], names: Mapping[str, Mapping[str, str]], left: int = 1
+) -> Table:
+    """A results file with one column per metric, in the order and under the heads given; others are left out."""
     frame = read_csv(results, file, tuple(heads))
     rows = []
     for row in frame[list(heads)].to_dict("records"):
-        rows.append(tuple(label(value, names[column]) if column in names else format_number(value, column)
-                          for column, value in row.items()))
+        rows.append(
+            tuple(
+                label(value, names[column]) if column in names else format_number(value, column)
+                for column, value in row.items()
+            )
+        )
     return Table(tuple(heads.values()), tuple(rows), left=left)
 
 
 TABLES: dict[str, Callable[[Path], Table]] = {
-    "base": base_table, "data": data_table, "main": main_table, "rates": rates_table, "settings": settings_table,
-    "sweep": sweep_table, "tests": tests_table, "textonly": textonly_table}
+    "base": base_table,
+    "data": data_table,
+    "main": main_table,
+    "rates": rates_table,
+    "settings": settings_table,
+    "sweep": sweep_table,
+    "tests": tests_table,
+    "textonly": textonly_table,
+}
 
 
 def write_tables(results: Path, out: Path) -> list[Path]:
