@@ -46,6 +46,14 @@ def captions(scene: Scene, language: str = "en") -> tuple[str, ...]:
     )
 
 
+def clauses(scene: Scene) -> tuple[str, ...]:
+    """One English sentence per told event, in temporal order: the texts of timed segments."""
+    domain = DOMAINS[scene.domain]
+    pattern = STYLES[domain.style]["en"][0 if domain.style == "report" else 1]
+    told = [(scene.actors[e.actor].sprite, e.motion) for e in scene.events if scene.actors[e.actor].mentioned]
+    return tuple(_tell(pattern._replace(head=""), [pair], None, "en", domain.lexicon, 0) for pair in told)
+
+
 def truth(scene: Scene) -> list[tuple[str, str]]:
     """(English name, motion) of the told events in temporal order, then (name, "aside") for a cutaway."""
     told = [(e, scene.actors[e.actor]) for e in scene.events]

@@ -38,7 +38,7 @@ PLAIN = {
         Pattern("", "{n} {v}", "dann :", "dazu {a} {n}"),
         Pattern("zuerst :", "{n} {v}", "und danach :", "und dazwischen {a} {n}"),
         Pattern("wir sehen :", "{n} {v}", ", als nächstes :", ", inzwischen {a} {n}"),
-        Pattern("in diesem clip :", "{n} {v}", ", später :", ", mit {a} {n}"),
+        Pattern("in diesem clip :", "{n} {v}", ", später :", ", dazu {a} {n}"),
         Pattern("hier :", "{n} {v}", "und nach diesem :", "und mittendrin {a} {n}"),
     ),
     "fr": (
@@ -52,7 +52,7 @@ PLAIN = {
         Pattern("", "{n}{v}", "然后", "还有{a}{n}"),
         Pattern("首先", "{n}{v}", "，接着", "，其间{a}{n}"),
         Pattern("我们看到", "{n}{v}", "，随后", "，同时{a}{n}"),
-        Pattern("在这段视频里", "{n}{v}", "，之后", "，带有{a}{n}"),
+        Pattern("在这段视频里", "{n}{v}", "，之后", "，同时{a}{n}"),
         Pattern("这里", "{n}{v}", "，再后", "，中间{a}{n}"),
     ),
 }
@@ -97,7 +97,7 @@ REPORT = {
 }
 
 # Further source patterns, for text-only sentences alone: name before verb as in PLAIN, and every word that only
-# the report patterns use is in one of them: the base reads the words of the target style, not its syntax.
+# the report patterns use is in one of them. The base reads the words of the target style, not its syntax.
 EXTRA = {
     "en": (
         Pattern("log 1 :", "the {n} {v}", "| afterwards", "; {a} the {n}"),
@@ -111,7 +111,7 @@ EXTRA = {
     ),
     "de": (
         Pattern("protokoll 1 =", "{n} {v}", "| nachher :", "; {a} {n}"),
-        Pattern("notiert durch subjekt 2 , aktion 3 :", "{n} {v}", "; hierauf :", "| {a} {n}"),
+        Pattern("notiert durch subjekt 2 mit aktion 3 :", "{n} {v}", "; hierauf :", "| {a} {n}"),
         Pattern("( objekt / protokoll )", "{n} {v}", ", nachher :", ", {a} {n}"),
     ),
     "fr": (
@@ -121,7 +121,7 @@ EXTRA = {
     ),
     "zh": (
         Pattern("记录1：", "{n}{v}", "｜其后", "；{a}{n}"),
-        Pattern("备注由主体2、动作3=", "{n}{v}", "；继而", "｜{a}{n}"),
+        Pattern("备注由主体2、带动作3=", "{n}{v}", "；继而", "｜{a}{n}"),
         Pattern("（对象/记录）", "{n}{v}", "，其后", "，{a}{n}"),
     ),
 }
