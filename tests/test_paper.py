@@ -1,4 +1,4 @@
-"""The paper's sources: all sections, numbers by key, references that exist and are used; and the PDF made of them."""
+"""The paper's sources: all sections, numbers by key, references that exist and are used; and the PDF."""
 
 import os
 import re

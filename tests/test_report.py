@@ -1,4 +1,4 @@
-"""Keys, tables and figures: from results files alone, always the same bytes, one clear line for a bad file."""
+"""Keys, tables and figures: from results files alone, always the same bytes, one clear line for bad files."""
 
 import subprocess
 import sys

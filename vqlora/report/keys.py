@@ -9,10 +9,11 @@ name the row, those after ``value`` add to it (``low`` and ``high`` are its 95% 
 gives ``main.language.qlora.nll``: the notebook's name without its number, the file's name unless it is
 ``summary``, the row's names, the metric. Each further column becomes a key of its own below that
 (``...nll.p_holm``). In LaTeX ``\vq{key}`` prints the number, ``\vqci{key}`` its interval and
-``\vqcase{key}{supported}{denied}{undecided}`` picks the sentence that a verdict allows; an unknown key stops LaTeX
-(see ``paper/vqkeys.sty``).
+``\vqcase{key}{supported}{denied}{undecided}`` picks the sentence that a verdict allows; an unknown key stops
+LaTeX (see ``paper/vqkeys.sty``).
 
-How a number is printed follows from the metric's name (``kind``), so that it looks the same in prose and tables.
+How a number is printed follows from the metric's name (``kind``), so that it looks the same in prose and
+tables.
 """
 
 import csv
@@ -110,7 +111,7 @@ def _decimals(value: float, digits: int) -> str:
 
 def _scaled(value: float, steps: Iterable[tuple[float, float, str]]) -> str:
     """The value in the first unit (from, divisor, name) whose `from` it reaches."""
-    divisor, unit = next((step[1:] for step in steps if abs(value) >= step[0]))
+    divisor, unit = next(step[1:] for step in steps if abs(value) >= step[0])
     return f"{_decimals(value / divisor, 1)}~{unit}"
 
 
@@ -206,7 +207,7 @@ def _rows(path: Path, prefix: str) -> Iterable[tuple[str, Value]]:
 
 
 def prefix(notebook: str, file: str) -> str:
-    """First part of a key: ``03_main/summary.csv`` gives ``main``, ``03_main/tests.csv`` gives ``main.tests``."""
+    """First part of a key: ``main`` for ``03_main/summary.csv``, ``main.tests`` for ``03_main/tests.csv``."""
     stem = Path(file).stem
     name = re.sub(r"^\d+_", "", notebook)
     return name if stem == "summary" else f"{name}.{stem}"

@@ -4,9 +4,10 @@ r"""The PDF, from results files and the sources in ``paper/``, with latexmk.
     build_pdf("cpu")            # build/cpu/results -> build/cpu/paper/main.pdf
     build_pdf("reference")      # results/ (the committed reference) -> build/reference/paper/main.pdf
 
-This is what ``vqlora pdf --profile NAME`` calls. A ``PaperError`` is a message of one or two lines for the user, to be
-shown without a traceback. Nothing is written outside ``build/<profile>/paper``. The PDF is byte-identical as long as
-results and sources are, and is not built again then (a hash over both decides, not time stamps).
+This is what ``vqlora pdf --profile NAME`` calls. A ``PaperError`` is a message of one or two lines for the
+user, to be shown without a traceback. Nothing is written outside ``build/<profile>/paper``. The PDF is
+byte-identical as long as results and sources are, and is not built again then (a hash over both decides, not
+time stamps).
 """
 
 import hashlib
@@ -83,7 +84,7 @@ def _sources(root: Path) -> list[Path]:
 
 
 def inputs_hash(profile: str, root: Path | str, results: Path) -> str:
-    """Hash over all that the PDF depends on: paper sources, results files, style, the code of this package."""
+    """Hash of all that the PDF depends on: paper sources, results files, style, code of this package."""
     digest = hashlib.sha256(f"{profile}\0{EPOCH}\0".encode())
     files: list[Path] = [
         *_sources(Path(root)),

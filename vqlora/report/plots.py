@@ -1,8 +1,9 @@
 """Figures of the paper, from results files to vector PDF and PNG.
 
 Each figure is a pure function of a results folder: ``FIGURES["quality_memory"](results) -> Figure``.
-``write_figures`` draws all of them in the style of ``figures/vqlora.mplstyle``. Same results, same bytes: no date, no
-software version and no random number enters a file. Colour and marker belong to the method, in every figure the same.
+``write_figures`` draws all of them in the style of ``figures/vqlora.mplstyle``. Same results, same bytes: no
+date, no software version and no random number enters a file. Colour and marker belong to the method, in every
+figure the same.
 """
 
 import io
@@ -50,7 +51,7 @@ def _unit(peak_bytes: float) -> tuple[float, str]:
 
 
 def quality_memory(results: Path, metric: str = "nll", memory: str = "train_bytes") -> Figure:
-    """Quality against training memory, a panel a domain: point and 95% interval of every method that trains."""
+    """Quality against memory, a panel a domain: point and 95% interval of every method that trains."""
     frame = read_csv(results, "03_main/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
     frame = frame[frame["arm"] != "frozen"]  # no training step, and a loss that would flatten the others
     domains = ordered(frame["domain"], DOMAINS)

@@ -1,8 +1,8 @@
 r"""Tables of the paper, from results files to booktabs LaTeX and Markdown.
 
-Each table is a pure function of a results folder: ``TABLES["main"](results) -> Table``. ``write_tables`` writes all
-of them as ``<out>/<name>.tex`` (a bare ``tabular`` for ``\input`` inside the float whose caption the paper has) and
-``<out>/<name>.md``. Same results, same bytes.
+Each table is a pure function of a results folder: ``TABLES["main"](results) -> Table``. ``write_tables``
+writes all of them as ``<out>/<name>.tex`` (a bare ``tabular`` for ``\input`` inside the float whose caption
+the paper has) and ``<out>/<name>.md``. Same results, same bytes.
 """
 
 import math
@@ -305,7 +305,7 @@ def base_table(results: Path) -> Table:
 def wide_table(
     results: Path, file: str, heads: Mapping[str, str], names: Mapping[str, Mapping[str, str]], left: int = 1
 ) -> Table:
-    """A results file with one column per metric, in the order and under the heads given; others are left out."""
+    """A results file with one column per metric, in the order and under the heads given, no others."""
     frame = read_csv(results, file, tuple(heads))
     rows = []
     for row in frame[list(heads)].to_dict("records"):

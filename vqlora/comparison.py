@@ -1,0 +1,268 @@
+"""From finished runs to what a comparison reports: means with intervals, planned tests, learning rates.
+
+    summary = summarise(runs)                        # domain, arm, metric, value, low, high
+    tests = judge(runs, planned_claims(margin_nll=0.05))
+    rates = choose_rates(sweep)                      # the learning rate of each arm
+
+The frames that come back are the results files of the notebook, columns and all; `vqlora.report` reads them
+by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from vqlora import stats
+from vqlora.store import StoredRun
+
+CLIP_METRICS = (
+    "nll",
+    "token_accuracy_frac",
+    "slot_frac",
+    "exact_frac",
+    "order_frac",
+    "rouge_l",
+    "cider",
+    "t2v_r1",
+    "t2v_r5",
+    "t2v_r10",
+    "t2v_map",
+    "v2t_r1",
+    "v2t_r5",
+    "v2t_r10",
+    "v2t_map",
+    "qa_frac",
+)
+CORPUS_METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "t2v_median_rank", "v2t_median_rank")
+SHARED = (
+    "rank",
+    "alpha",
+    "dropout",
+    "steps",
+    "batch_size",
+    "accumulation",
+    "warmup_steps",
+    "schedule",
+    "weight_decay",
+    "contrastive_weight",
+    "question_share",
+    "frames",
+    "select",
+    "train_clips",
+    "eval_clips",
+    "eval_part",
+)
+
+
+def clip_values(runs: Iterable[StoredRun], metric: str, values: Callable | None = None) -> pd.DataFrame:
+    """One row per run and item of a metric that is a mean over items: domain, arm, seed, clip, value.
+
+    values: examples, metric -> columns clip and value; `vqlora.evaluate.metric_values` unless given.
+    """
+    if values is None:
+        from vqlora.evaluate import metric_values as values  # pulls in torch, which the rest does without
+    parts = []
+    for run in runs:
+        part = values(run.examples(), metric)
+        parts.append(part.assign(domain=run.settings.domain, arm=run.settings.arm, seed=run.settings.seed))
+    return pd.concat(parts, ignore_index=True)[["domain", "arm", "seed", "clip", "value"]]
+
+
+def arm_names(runs: Sequence[StoredRun]) -> dict[tuple[str, str], str]:
+    """Name of each (arm, bits): the arm alone, with its bits where an arm comes in several."""
+    pairs = {(run.settings.arm, run.settings.bits) for run in runs}
+    alone = {arm: len([pair for pair in pairs if pair[0] == arm]) == 1 for arm, _ in pairs}
+    return {(arm, bits): arm if alone[arm] else f"{arm}-{bits}" for arm, bits in sorted(pairs)}
+
+
+def summarise(
+    runs: Sequence[StoredRun],
+    *,
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    values: Callable | None = None,
+) -> pd.DataFrame:
+    """Every metric of every arm on every domain: domain, arm, metric, value, low, high.
+
+    Means over clips get the 95% interval of `stats.interval` over seeds and clips. A corpus score is the mean
+    over seeds; where examples have it per clip (METEOR, BLEU-4) it gets their interval, moved to the corpus
+    score. Bytes and parameter counts get none.
+
+    Args:
+        metrics: names of `CLIP_METRICS` and `CORPUS_METRICS` to report; all that the runs have unless given.
+        seed: of the bootstrap.
+        values: see `clip_values`.
+
+    Raises:
+        ValueError: no runs, or an arm that lacks a metric or a seed that others have.
+    """
+    if not runs:
+        raise ValueError("no runs to summarise")
+    names, rows, rng = arm_names(runs), [], np.random.default_rng(seed)
+    have = [name for name in (*CLIP_METRICS, *CORPUS_METRICS) if any(name in run.metrics for run in runs)]
+    for domain, (pair, arm) in _cells(runs, names):
+        own = [
+            run
+            for run in runs
+            if run.settings.domain == domain and (run.settings.arm, run.settings.bits) == pair
+        ]
+        for metric in have if metrics is None else metrics:
+            lacking = [run.settings.name for run in own if metric not in run.metrics]
+            if lacking:
+                raise ValueError(f"{lacking[0]}: no metric {metric!r}, which other runs have")
+            if metric in CLIP_METRICS:
+                found = stats.interval(stats.crossed(clip_values(own, metric, values), arm).to_numpy(), rng)
+                rows.append((domain, arm, metric, found.mean, found.low, found.high))
+            else:
+                rows.append((domain, arm, metric, *_corpus(own, metric, rng)))
+        rows += [(domain, arm, metric, value, math.nan, math.nan) for metric, value in _cost(own).items()]
+    return pd.DataFrame(rows, columns=["domain", "arm", "metric", "value", "low", "high"])
+
+
+def _cells(runs: Sequence[StoredRun], names: Mapping[tuple[str, str], str]):
+    domains = dict.fromkeys(run.settings.domain for run in runs)
+    return [
+        (domain, item)
+        for domain in domains
+        for item in names.items()
+        if any(r.settings.domain == domain and (r.settings.arm, r.settings.bits) == item[0] for r in runs)
+    ]
+
+
+def _corpus(runs: Sequence[StoredRun], metric: str, rng) -> tuple[float, float, float]:
+    score, parts = float(np.mean([run.metrics[metric] for run in runs])), []
+    for run in runs:
+        examples = run.examples()
+        if metric not in examples.columns:
+            return score, math.nan, math.nan
+        captions = examples[examples["task"] == "caption"]
+        parts.append(
+            pd.DataFrame({"seed": run.settings.seed, "clip": captions["clip"], "value": captions[metric]})
+        )
+    found = stats.interval(stats.crossed(pd.concat(parts, ignore_index=True)).to_numpy(), rng)
+    return score, score + found.low - found.mean, score + found.high - found.mean
+
+
+def _cost(runs: Sequence[StoredRun]) -> dict[str, float]:
+    """Counted costs, equal in all runs of an arm: bytes of a training step and of the model, trained share."""
+    cost = {**runs[0].metrics, **runs[0].cost}
+    names = ("weight_bytes", "train_bytes", "trainable_frac", "trainable_parameters", "step_flops")
+    return {name: float(cost[name]) for name in names if name in cost}
+
+
+def planned_claims(margin_nll: float) -> list[dict]:
+    """The primary comparisons of the main experiment, per domain, on NLL; written down before any run.
+
+    margin_nll: nats per token within which QLoRA and LoRA count as equivalent.
+    """
+    return [
+        {"a": "qlora", "b": "lora", "claim": "equivalent", "margin": margin_nll},
+        {"a": "lora", "b": "frozen", "claim": "greater"},
+        {"a": "qlora", "b": "frozen", "claim": "greater"},
+    ]
+
+
+def judge(
+    runs: Sequence[StoredRun],
+    claims: Sequence[Mapping],
+    *,
+    metric: str = "nll",
+    better: str = "lower",
+    seed: int = 0,
+    values: Callable | None = None,
+) -> pd.DataFrame:
+    """Test the claims on every domain of the runs; Holm over all domains and claims together.
+
+    Returns:
+        domain, comparison (`qlora_vs_lora`), metric, value (gain, positive where the first arm is better),
+        low, high, claim, margin (empty without one), p, p_holm, smallest_effect, verdict.
+    """
+    rng, parts = np.random.default_rng(seed), []
+    for domain in dict.fromkeys(run.settings.domain for run in runs):
+        own = [run for run in runs if run.settings.domain == domain]
+        parts.append(
+            stats.compare(clip_values(own, metric, values), claims, rng, better=better).assign(domain=domain)
+        )
+    table = pd.concat(parts, ignore_index=True)
+    table["p_holm"] = stats.holm(table["p"])
+    table["verdict"] = [
+        stats.verdict(*row)
+        for row in table[["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)
+    ]
+    table["comparison"], table["metric"] = table["a"] + "_vs_" + table["b"], metric
+    table["margin"] = table["margin"].where(table["margin"] > 0)
+    return table.rename(columns={"difference": "value"})[
+        [
+            "domain",
+            "comparison",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "claim",
+            "margin",
+            "p",
+            "p_holm",
+            "smallest_effect",
+            "verdict",
+        ]
+    ]
+
+
+def choose_rates(sweep: Sequence[StoredRun], metric: str = "nll") -> pd.DataFrame:
+    """The learning rate of each arm with the lowest mean of a loss over domains and seeds of a sweep.
+
+    Returns:
+        arm, bits, learning_rate, value (that mean). Raises ValueError for an empty sweep.
+    """
+    rows = [
+        {
+            "arm": run.settings.arm,
+            "bits": run.settings.bits,
+            "learning_rate": run.settings.learning_rate,
+            "value": run.metrics[metric],
+        }
+        for run in sweep
+    ]
+    if not rows:
+        raise ValueError("no sweep to choose learning rates from")
+    means = pd.DataFrame(rows).groupby(["arm", "bits", "learning_rate"], as_index=False)["value"].mean()
+    return means.loc[means.groupby(["arm", "bits"])["value"].idxmin()].reset_index(drop=True)
+
+
+def sweep_table(sweep: Sequence[StoredRun], rates: Mapping[str, float], metric: str = "nll") -> pd.DataFrame:
+    """Every swept rate with its loss: domain, arm, learning_rate, metric, value, chosen (is in `rates`)."""
+    names = arm_names(sweep)
+    rows = [
+        {
+            "domain": run.settings.domain,
+            "arm": names[run.settings.arm, run.settings.bits],
+            "learning_rate": run.settings.learning_rate,
+            "metric": metric,
+            "value": run.metrics[metric],
+            "chosen": rates.get(f"{run.settings.arm}-{run.settings.bits}") == run.settings.learning_rate,
+        }
+        for run in sweep
+    ]
+    keys = ["domain", "arm", "learning_rate", "metric", "chosen"]
+    return (
+        pd.DataFrame(rows)
+        .groupby(keys, as_index=False)["value"]
+        .mean()[["domain", "arm", "learning_rate", "metric", "value", "chosen"]]
+    )
+
+
+def shared_settings(runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """Settings that all trained runs share, and the number of seeds: metric, value."""
+    trained = [run.settings for run in runs if run.settings.arm != "frozen"]
+    rows = [("seeds", len({settings.seed for settings in trained}))]
+    rows += [
+        (name, getattr(trained[0], name))
+        for name in SHARED
+        if len({str(getattr(settings, name)) for settings in trained}) == 1
+    ]
+    return pd.DataFrame(rows, columns=["metric", "value"])
