@@ -88,7 +88,7 @@ class MeteorProcess:
                 self._stop()
                 if not isinstance(error, OSError | ValueError):
                     raise
-                raise RuntimeError(f"METEOR's Java process failed on {len(lines)} captions: {error}") from None
+                raise RuntimeError(f"METEOR's Java failed on {len(lines)} captions: {error}") from None
             finally:
                 watchdog.cancel()
         return answers[-1], np.array(answers[:-1])

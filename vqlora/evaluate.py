@@ -1,0 +1,319 @@
+"""Evaluate a model on clips: captions, likelihoods of references, questions, retrieval; keep every example.
+
+    result = evaluate(model, tokenizer, clips, store, frames=8)
+    result.summary["cider"], result.summary["qa_frac"], result.examples.query("task == 'question'")
+
+A clip's frames go through the model once (`vqlora.scoring`); plain, peft-wrapped and 4-bit models work alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from vqlora import metrics, scoring
+from vqlora.data.clips import Clip, Question
+from vqlora.frames.select import policy
+
+Parser = Callable[[str], Sequence[tuple[str, str]]]
+TEXT_COLUMNS = ("id", "clip", "task", "kind", "prompt", "reference", "prediction")
+NUMBER_COLUMNS = (
+    "nll", "token_accuracy", "correct", "rank", "slot", "exact", "order", *metrics.EXAMPLE_METRICS
+)
+# Summary metrics of captions that are means over examples, and the column they are the mean of.
+_CAPTION_MEANS = {
+    "nll": "nll", "token_accuracy_frac": "token_accuracy", "slot_frac": "slot", "exact_frac": "exact",
+    "order_frac": "order", "rouge_l": "rouge_l", "cider": "cider",
+}
+_RETRIEVAL_MEANS = {
+    "r1": lambda rank: (rank <= 1).astype(float),
+    "r5": lambda rank: (rank <= 5).astype(float),
+    "r10": lambda rank: (rank <= 10).astype(float),
+    "map": lambda rank: 1 / rank,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`summary`: one float per metric. `examples`: one row per clip and item, columns TEXT_COLUMNS (strings)
+    and NUMBER_COLUMNS (floats, NaN where one does not apply).
+
+    - task "caption", one row a clip: `nll` is nats per token, `<eos>` included, mean over the references;
+      `reference` is the first of them.
+    - task "question": `kind` is the question's, `nll` is nats of the right choice, `rank` its rank among all.
+    - task "retrieval": `kind` is "t2v" or "v2t", `rank` that of the right item, `prediction` the first clip.
+    """
+
+    summary: dict[str, float]
+    examples: pd.DataFrame
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer,
+    clips: Sequence[Clip],
+    store,
+    *,
+    frames: int = 8,
+    select: str | Callable = "uniform",
+    batch_size: int = 64,
+    language: str = "en",
+    max_new_tokens: int = 48,
+    parser: Parser | None = None,
+    scorer: metrics.CaptionScorer | None = None,
+    blind: bool = False,
+) -> Evaluation:
+    """Score `model` on those of `clips` whose decoded frames are in `store` (uint8 [T, H, W, 3] by clip id).
+
+    select: a policy of `vqlora.frames.select`, by name or as a function. parser: caption -> (object, motion)
+    pairs, for slot, exact and order accuracy against what the first reference tells; default: Kinemoji's
+    where clips carry true events. scorer: reference metrics; default: the one of this process, which keeps
+    METEOR open for the next call. blind: each clip gets the frames of another one, which shows what the model
+    knows without seeing.
+    Raises ValueError for no readable clip, or a clip without captions in `language` beside others with some.
+    """
+    gone = {clip.id for clip in clips if clip.id not in store} | {row.row for row in store.left_out}
+    clips = [clip for clip in clips if clip.id in store]
+    if len(clips) < 1 + blind:
+        raise ValueError(f"evaluation{' of blind models' * blind} needs at least {1 + blind} readable clips, "
+                         f"got {len(clips)} ({len(gone)} left out)")
+    references = _references(clips, language)
+    if parser is None and references and all(clip.events is not None for clip in clips):
+        from vqlora.data.kinemoji.language import parse
+
+        parser = partial(parse, language=language)
+    reader = _Reader(model, tokenizer, store, policy(select), frames, language, max_new_tokens)
+    with scoring.scoring_mode(model):
+        said = reader.ask(clips, references, batch_size, blind)
+    parts = [_question_rows(clips, said)]
+    if references:
+        scorer = scorer or metrics.shared_scorer(language)
+        captions = _caption_rows(clips, references, said, parser, scorer)
+        parts = [captions, *parts, _retrieval_rows(clips, references, said)]
+    rows = [row for found, _ in parts for row in found]
+    summary = {name: value for _, means in parts for name, value in means.items()}
+    summary |= {"clips": float(len(clips)), "clips_left_out": float(len(gone))}
+    table = pd.DataFrame(rows, columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
+    types = dict.fromkeys(TEXT_COLUMNS, str) | dict.fromkeys(NUMBER_COLUMNS, float)
+    return Evaluation(summary, table.astype(types))
+
+
+def metric_values(examples: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The values (columns clip, value) whose mean is a summary metric, for `vqlora.stats`.
+
+    metric: a summary key that is a mean over examples: nll, *_frac, rouge_l, cider, t2v_* and v2t_* r1, r5,
+    r10 and map. Raises ValueError for other metrics (BLEU, METEOR and medians are no means of examples), and
+    for a NaN where none belongs.
+    """
+    task, column, kind, change = "caption", _CAPTION_MEANS.get(metric), None, None
+    if metric.startswith("qa_") and metric.endswith("_frac"):
+        task, column, kind = "question", "correct", metric[3:-5] or None
+    elif metric[:4] in ("t2v_", "v2t_") and metric[4:] in _RETRIEVAL_MEANS:
+        task, column, kind, change = "retrieval", "rank", metric[:3], _RETRIEVAL_MEANS[metric[4:]]
+    if column is None:
+        ways = [f"{way}_{name}" for way in ("t2v", "v2t") for name in _RETRIEVAL_MEANS]
+        allowed = [*_CAPTION_MEANS, "qa_frac", "qa_<kind>_frac", *ways]
+        raise ValueError(f"metric {metric!r} is not a mean over examples; allowed: {', '.join(allowed)}")
+    rows = examples[examples["task"] == task]
+    rows = rows if kind is None else rows[rows["kind"] == kind]
+    if column != "order" and (bad := rows[column].isna()).any():
+        first = rows["clip"][bad].iloc[0]
+        raise ValueError(f"metric {metric!r} has no value for clip {first!r} ({int(bad.sum())} such)")
+    values = rows[column] if change is None else change(rows[column])
+    return pd.DataFrame({"clip": rows["clip"], "value": values}).reset_index(drop=True)
+
+
+def _references(clips: Sequence[Clip], language: str) -> dict[str, tuple[str, ...]]:
+    """Reference captions by clip id; empty if no clip has any caption."""
+    if not any(clip.captions for clip in clips):
+        return {}
+    for clip in clips:
+        if not clip.captions.get(language):
+            has = ", ".join(sorted(clip.captions)) or "none"
+            raise ValueError(f"clip {clip.id!r} has no captions in language {language!r}; it has: {has}")
+    return {clip.id: tuple(clip.captions[language]) for clip in clips}
+
+
+@dataclass
+class _Said:
+    """What the model said of one clip."""
+
+    caption: str = ""
+    references: Sequence[scoring.Score] = ()
+    choices: Sequence[Sequence[scoring.Score]] = ()  # per question
+    answers: Sequence[str | None] = ()  # per question; None where it has choices
+    video: np.ndarray | None = None
+    text: np.ndarray | None = None
+
+
+@dataclass
+class _Reader:
+    model: nn.Module
+    tokenizer: object
+    store: object
+    choose: Callable
+    frames: int
+    language: str
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        names = ("pad", "bos", "eos", "image", "emb", "cap", "qst", "ans")
+        self.ids = {name: self.tokenizer.convert_tokens_to_ids(f"<{name}>") for name in names}
+        self.device = next(self.model.parameters()).device
+
+    def ask(self, clips: Sequence[Clip], references, batch_size: int, blind: bool) -> list[_Said]:
+        """Everything, of every clip, in their order. `references` by clip id, or empty."""
+        items = [self._items(clip, references.get(clip.id, ())) for clip in clips]
+        seen = [clips[(k + len(clips) // 2) % len(clips)] if blind else clip for k, clip in enumerate(clips)]
+        picked = [self._pick(clip) for clip in seen]
+        said = [_Said() for _ in clips]
+        order = sorted(range(len(clips)), key=lambda k: (len(picked[k]), sum(i.length for i in items[k])))
+        for batch in _batches(order, [len(p) for p in picked], batch_size):
+            cache, vectors = self._encode([seen[k] for k in batch], [picked[k] for k in batch])
+            scores = scoring.score(self.model, cache, [items[k] for k in batch], self.ids["pad"])
+            for k, row, vector in zip(batch, scores, vectors, strict=True):
+                said[k].video = vector
+                said[k].references, said[k].choices = (row[0], row[1:]) if references else ((), row)
+            self._answer(cache, *([rows[k] for k in batch] for rows in (clips, items, said)))
+            if references:
+                told = self._decode(cache, [(self.ids["cap"],)] * len(batch))
+                for k, caption in zip(batch, told, strict=True):
+                    said[k].caption = caption
+        if references:
+            first = self._tokens([references[clip.id][0] for clip in clips])
+            rows = [(self.ids["bos"], *row, self.ids["emb"]) for row in first]
+            vectors = scoring.embed_texts(self.model, rows, self.ids["pad"]).float().cpu().numpy()
+            for one, vector in zip(said, vectors, strict=True):
+                one.text = vector
+        return said
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+    def _items(self, clip: Clip, references: Sequence[str]) -> list[scoring.Item]:
+        """The clip's text as trees: all references behind `<cap>`, then each question with its choices.
+
+        Choices are compared by summed log-likelihood: that of answering just so, which is what was trained. A
+        mean per token would favour long choices whose later words follow from the first. `<eos>` counts, else
+        a choice that begins another could not lose to it; where all choices are one token it is left out.
+        """
+        stop, items = self.ids["eos"], []
+        if references:
+            branches = tuple((*row, stop) for row in self._tokens(references))
+            items.append(scoring.Item((self.ids["cap"],), branches))
+        for question in clip.questions:
+            text, *choices = self._tokens([question.text, *question.choices])
+            end = () if len(choices) > 1 and all(len(choice) == 1 for choice in choices) else (stop,)
+            branches = tuple((*choice, *end) for choice in choices)
+            items.append(scoring.Item((self.ids["qst"], *text, self.ids["ans"]), branches))
+        return items
+
+    def _pick(self, clip: Clip) -> np.ndarray:
+        return self.choose(clip, len(self.store[clip.id]), self.frames, np.random.default_rng(0))
+
+    def _encode(self, clips: Sequence[Clip], picked: Sequence[np.ndarray]):
+        pixels = np.stack([self.store[clip.id][indices] for clip, indices in zip(clips, picked, strict=True)])
+        pixels = torch.from_numpy(pixels).to(self.device).permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1)
+        lengths = [max(1, len(self.store[clip.id]) - 1) for clip in clips]
+        times = torch.tensor(np.stack(picked) / np.array(lengths)[:, None], dtype=torch.float32)
+        per_frame = scoring.below(self.model).config.tokens_per_frame
+        prefix = [self.ids["bos"], *[self.ids["image"]] * (per_frame * pixels.shape[1]), self.ids["emb"]]
+        cache, vectors = scoring.encode(self.model, prefix, pixels, times.to(self.device))
+        return cache, vectors.float().cpu().numpy()
+
+    def _decode(self, cache, stems) -> list[str]:
+        told = scoring.greedy(self.model, cache, stems, self.ids["eos"], self.max_new_tokens)
+        texts = self.tokenizer.batch_decode(told, skip_special_tokens=True)
+        return [text.replace(" ", "") for text in texts] if self.language == "zh" else texts
+
+    def _answer(self, cache, clips, items, said) -> None:
+        """Answer open questions (one choice: the right answer) by greedy decoding."""
+        rows, stems, where = [], [], []
+        for row, (clip, trees, one) in enumerate(zip(clips, items, said, strict=True)):
+            one.answers = [None] * len(clip.questions)
+            for q, question in enumerate(clip.questions):
+                if len(question.choices) == 1:
+                    rows.append(row)
+                    stems.append(trees[q - len(clip.questions)].stem)
+                    where.append((one, q))
+        if rows:
+            for (one, q), text in zip(where, self._decode(scoring.rows_of(cache, rows), stems), strict=True):
+                one.answers[q] = text
+
+
+def _batches(order: Sequence[int], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Runs of `order` of at most `batch_size` clips that have the same number of frames."""
+    batch: list[int] = []
+    for k in order:
+        if batch and (len(batch) == batch_size or sizes[batch[0]] != sizes[k]):
+            yield batch
+            batch = []
+        batch.append(k)
+    yield batch
+
+
+def _caption_rows(clips, references, said, parser, scorer) -> tuple[list[dict], dict[str, float]]:
+    scores = scorer.score({clip.id: one.caption for clip, one in zip(clips, said, strict=True)}, references)
+    each, summary = dict(scores.examples), dict(scores.corpus)
+    each["nll"] = np.array([np.mean([-s.logp / s.tokens for s in one.references]) for one in said])
+    hits = [(sum(s.hits for s in one.references), sum(s.tokens for s in one.references)) for one in said]
+    each["token_accuracy"] = np.array([hit / count for hit, count in hits])
+    if parser is not None:
+        truths = [parser(references[clip.id][0]) for clip in clips]
+        each |= metrics.event_accuracy([one.caption for one in said], truths, parser)
+    for name, column in _CAPTION_MEANS.items():
+        if column in each and name not in summary:
+            values = each[column][~np.isnan(each[column])] if column == "order" else each[column]
+            summary[name] = float(values.mean()) if len(values) else math.nan
+    rows = []
+    for k, (clip, one) in enumerate(zip(clips, said, strict=True)):
+        texts = {"reference": references[clip.id][0], "prediction": one.caption, "prompt": "", "kind": ""}
+        numbers = {name: values[k] for name, values in each.items()}
+        rows.append({"id": f"{clip.id}/caption", "clip": clip.id, "task": "caption", **texts, **numbers})
+    return rows, summary
+
+
+def _question_rows(clips, said) -> tuple[list[dict], dict[str, float]]:
+    rows, right = [], {}
+    for clip, one in zip(clips, said, strict=True):
+        for q, (question, scores) in enumerate(zip(clip.questions, one.choices, strict=True)):
+            rank, prediction = _judge(question, scores, one.answers[q])
+            texts = {"prompt": question.text, "reference": question.choices[question.answer]}
+            texts |= {"kind": question.kind, "prediction": prediction}
+            numbers = {"nll": -scores[question.answer].logp, "correct": float(rank == 1), "rank": rank}
+            ident = {"id": f"{clip.id}/question-{q}", "clip": clip.id, "task": "question"}
+            rows.append({**ident, **texts, **numbers})
+            for name in ("qa_frac", f"qa_{question.kind}_frac"):
+                right.setdefault(name, []).append(numbers["correct"])
+    return rows, {name: float(np.mean(values)) for name, values in right.items()}
+
+
+def _judge(question: Question, scores: Sequence[scoring.Score], answer: str | None) -> tuple[float, str]:
+    """(rank of the right choice, what was answered); ties, and NaN, count against us."""
+    if answer is not None:
+        same = answer.lower().split() == question.choices[question.answer].lower().split()
+        return (1.0 if same else math.nan), answer
+    logp = np.array([s.logp for s in scores])
+    rivals = [k for k in range(len(logp)) if k != question.answer and not logp[k] < logp[question.answer]]
+    return 1.0 + len(rivals), question.choices[max(rivals, key=lambda k: logp[k], default=question.answer)]
+
+
+def _retrieval_rows(clips, references, said) -> tuple[list[dict], dict[str, float]]:
+    text, video = np.stack([one.text for one in said]), np.stack([one.video for one in said])
+    similarity = text.astype(np.float64) @ video.astype(np.float64).T
+    rows = []
+    for way, matrix in (("t2v", similarity), ("v2t", similarity.T)):
+        ranks, first = metrics.retrieval_ranks(matrix), matrix.argmax(axis=1)
+        for k, clip in enumerate(clips):
+            texts = {"reference": references[clip.id][0], "prediction": clips[first[k]].id, "prompt": ""}
+            numbers = {"correct": float(ranks[k] == 1), "rank": ranks[k]}
+            ident = {"id": f"{clip.id}/{way}", "clip": clip.id, "task": "retrieval", "kind": way}
+            rows.append({**ident, **texts, **numbers})
+    return rows, metrics.retrieval(text, video)
