@@ -24,7 +24,7 @@ def text_only_guess(train: Sequence[Question], test: Sequence[Question]) -> pd.D
     over_chance_frac and error_frac (standard error of guess_frac). Raises ValueError if a side is empty.
     """
     if not train or not test:
-        raise ValueError(f"text_only_guess: {len(train)} training, {len(test)} test questions; both need some")
+        raise ValueError(f"text_only_guess: {len(train)} train, {len(test)} test questions; both need some")
     hits = np.zeros(len(test))
     kinds = np.array([q.kind for q in test])
     for kind in dict.fromkeys(kinds):

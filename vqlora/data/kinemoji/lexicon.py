@@ -96,8 +96,8 @@ REPORT = {
     ),
 }
 
-# Further source patterns, for text-only sentences alone: name before verb as in PLAIN, and every word that only
-# the report patterns use is in one of them. The base reads the words of the target style, not its syntax.
+# Further source patterns, for text-only sentences alone: name before verb as in PLAIN, and each word that
+# only the report patterns use is in one of them. The base reads the words of the target style, not its syntax.
 EXTRA = {
     "en": (
         Pattern("log 1 :", "the {n} {v}", "| afterwards", "; {a} the {n}"),
