@@ -101,15 +101,39 @@ class DataSettings(Settings):
 
 
 class PretrainSettings(Settings):
-    """How notebook 02 trains the base from scratch, and whether it does so inside `make paper`."""
+    """How notebook 02 trains the base from scratch, and whether it does so inside `make paper`.
+
+    Batches count clips over all processes; the learning rate is the peak of a cosine.
+    """
 
     pretrain: bool = False                                   # False: evaluate the released base only
-    seed: int = Field(0, ge=0)
-    steps: int = Field(1600, ge=1)
-    batch_size: int = Field(48, ge=1)
-    learning_rate: float = Field(1.5e-3, gt=0)
-    train_clips: int = Field(12000, ge=1)
     val_clips: int = Field(512, ge=1)
+    seed: int = Field(0, ge=0)
+    steps: int = Field(1100, ge=1)
+    vision_steps: int = Field(250, ge=0)                     # of them: vision tower alone, on dense labels
+    batch_size: int = Field(48, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    processes: int = Field(2, ge=1)                          # of one thread each
+    width: int = Field(192, ge=64, multiple_of=64)           # of the decoder
+    layers: int = Field(4, ge=1)
+    vision_width: int = Field(128, ge=64, multiple_of=64)
+    vision_layers: int = Field(4, ge=1)
+    frames: tuple[int, ...] = Field((5, 6, 8), min_length=1)  # cycled over the joint steps
+    vision_frames: int = Field(4, ge=1)
+    questions: int = Field(3, ge=0)                          # per clip and step
+    contrastive_weight: float = Field(0.25, ge=0)
+    dense_weight: float = Field(0.5, ge=0)
+    text_weight: float = Field(0.3, ge=0)
+    foreign_share: float = Field(0.5, ge=0, le=1)            # text-only sentences in es, de, fr or zh
+    save_steps: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _shares_evenly(self) -> PretrainSettings:
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size: {self.batch_size} does not divide by processes ({self.processes})")
+        return self
 
 
 class ArmSettings(Settings):

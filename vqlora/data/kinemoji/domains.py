@@ -1,8 +1,8 @@
 """The domains of Kinemoji: what each changes against the source, so that each asks one question.
 
-Which (sprite, motion) pairs a domain may show keeps the language shift honest: the source never shows a target-only pair,
-and the language domain shows nothing else. Motions are held out by whole groups, so that a sprite's name tells nothing
-about *which* motion of a group it makes.
+Which (sprite, motion) pairs a domain may show keeps the language shift honest: the source never shows a
+target-only pair, and the language domain shows nothing else. Motions are held out by whole groups, so that
+a sprite's name tells nothing about *which* motion of a group it makes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ PASSING = MOTIONS[8:]
 
 SOURCE_SPRITES = tuple(s.index for s in SPRITES if s.group == "source")
 TARGET_SPRITES = tuple(s.index for s in SPRITES if s.group == "target")
-SHARED_SPRITES = SOURCE_SPRITES[:12]  # seen in the source with two motion groups, in the language domain with the third
+SHARED_SPRITES = SOURCE_SPRITES[
+    :12
+]  # seen in the source with two motion groups, in the language domain with the third
 LANGUAGE_SPRITES = SHARED_SPRITES + TARGET_SPRITES[:12]
 
 
@@ -66,13 +68,23 @@ _ALL = (
         style="report",
         lexicon="variant",
     ),
-    Domain("visual", "negative pictures with permuted colours", recolour=True, backgrounds=("stripes", "checks")),
-    Domain("bursts", "long clips, short events, flickering light", frames=96, event_frames=(3, 5), flicker=True),
+    Domain(
+        "visual", "negative pictures with permuted colours", recolour=True, backgrounds=("stripes", "checks")
+    ),
+    Domain(
+        "bursts", "long clips, short events, flickering light", frames=96, event_frames=(3, 5), flicker=True
+    ),
     Domain("degraded", "blur and noise on frames in which something moves", degrade="moving"),
     Domain("degraded-twin", "the same blur and noise on random frames", degrade="random"),
     Domain("inserts", "frames of another clip spliced in while nothing moves", insert="still", cut_share=0.0),
     Domain("inserts-twin", "frames of another clip spliced in anywhere", insert="random", cut_share=0.0),
-    Domain("cutaways", "a spliced-in shot that the caption must mention", insert="still", aside=True, cut_share=0.0),
+    Domain(
+        "cutaways",
+        "a spliced-in shot that the caption must mention",
+        insert="still",
+        aside=True,
+        cut_share=0.0,
+    ),
     Domain("cutaways-twin", "the same shot spliced in anywhere", insert="random", aside=True, cut_share=0.0),
     Domain("distractor", "camera pan and shake, grey movers nobody mentions", camera=True, movers=True),
 )

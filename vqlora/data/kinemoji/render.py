@@ -1,4 +1,5 @@
-"""Draw a scene. Pure: each frame depends on the scene and its own number only, so any subset can be drawn alone."""
+"""Draw a scene. Pure: each frame depends on the scene and its own number only, so any subset can be drawn
+alone."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ _MARGIN = 12  # pixels of background beyond each edge, for the moving camera
 def render(scene: Scene, sprites: np.ndarray, indices=None) -> np.ndarray:
     """Frames as uint8 ``[T, 64, 64, 3]``.
 
-    ``sprites`` is :func:`~vqlora.data.kinemoji.sprites.load_sprites`'s array; ``indices`` the frame numbers (default all).
-    Raises ``IndexError`` for a frame outside the clip.
+    ``sprites`` is :func:`~vqlora.data.kinemoji.sprites.load_sprites`'s array; ``indices`` the frame numbers
+    (default all). Raises ``IndexError`` for a frame outside the clip.
     """
     domain = DOMAINS[scene.domain]
     indices = np.arange(scene.frames) if indices is None else np.asarray(indices, dtype=int)
@@ -57,7 +58,8 @@ def render(scene: Scene, sprites: np.ndarray, indices=None) -> np.ndarray:
 
 
 def states_at(scene: Scene, t: int) -> list[tuple[Actor, tuple[float, float, float, float, float]]]:
-    """Who is drawn at frame ``t`` and how: (actor, (x, y, scale, opacity, angle)); empty on a spliced-in frame."""
+    """Who is drawn at frame ``t`` and how: (actor, (x, y, scale, opacity, angle)); empty on a spliced-in
+    frame."""
     if t in scene.inserted:
         return []
     motion_of = {e.actor: e for e in scene.events}
@@ -69,7 +71,9 @@ def states_at(scene: Scene, t: int) -> list[tuple[Actor, tuple[float, float, flo
     ]
 
 
-def _state(actor: Actor, event: Event | None, t: int, frames: int) -> tuple[float, float, float, float, float]:
+def _state(
+    actor: Actor, event: Event | None, t: int, frames: int
+) -> tuple[float, float, float, float, float]:
     """(x, y, scale, opacity, angle in degrees) of an actor at frame ``t``."""
     x, y, scale, opacity, angle = actor.x, actor.y, 1.0, 1.0, 0.0
     if not actor.mentioned:  # a grey mover drifts all the time
@@ -77,7 +81,9 @@ def _state(actor: Actor, event: Event | None, t: int, frames: int) -> tuple[floa
         return round(32 + 24 * np.sin(phase), 1), round(y + 8 * np.cos(2 * phase), 1), 1.0, 1.0, 0.0
     if event is None:
         return x, y, scale, opacity, angle
-    p = min(max((t - event.start + 1) / (event.end - event.start), 0.0), 1.0)  # 0 before, 1 from the last frame on
+    p = min(
+        max((t - event.start + 1) / (event.end - event.start), 0.0), 1.0
+    )  # 0 before, 1 from the last frame on
     during = 0.0 < p < 1.0
     match event.motion:
         case "left":
@@ -184,9 +190,14 @@ def _insert(scene: Scene, sprites: np.ndarray) -> np.ndarray:
     if scene.aside is not None:
         cast = [Actor(scene.aside, 0, 34, 0, 32.0, 32.0)]
     else:
-        others = rng.choice([s for s in domain.sprites if s not in {a.sprite for a in scene.actors}], 2, replace=False)
+        others = rng.choice(
+            [s for s in domain.sprites if s not in {a.sprite for a in scene.actors}], 2, replace=False
+        )
         cells = rng.permutation(4)[:2]
-        cast = [Actor(int(s), int(c), 24, 0, 16.0 + 32 * (c % 2), 16.0 + 32 * (c // 2)) for s, c in zip(others, cells, strict=True)]
+        cast = [
+            Actor(int(s), int(c), 24, 0, 16.0 + 32 * (c % 2), 16.0 + 32 * (c // 2))
+            for s, c in zip(others, cells, strict=True)
+        ]
     for actor in cast:
         _paste(frame, sprites[actor.sprite], actor, (actor.x, actor.y, 1.0, 1.0, 0.0))
     return frame
@@ -219,5 +230,7 @@ def _blur(frame: np.ndarray, radius: int = 2) -> np.ndarray:
         width = [(0, 0)] * 3
         width[axis] = (radius, radius)
         padded = np.pad(frame, width, mode="edge")
-        frame = sum(np.take(padded, range(k, k + SIDE), axis=axis) for k in range(2 * radius + 1)) / (2 * radius + 1)
+        frame = sum(np.take(padded, range(k, k + SIDE), axis=axis) for k in range(2 * radius + 1)) / (
+            2 * radius + 1
+        )
     return frame.astype(np.float32)

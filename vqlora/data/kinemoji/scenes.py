@@ -1,4 +1,5 @@
-"""A clip before it is drawn: who is where, what they do and when. Pure functions of (domain, part, index, seed)."""
+"""A clip before it is drawn: who is where, what they do and when. Pure functions of (domain, part, index,
+seed)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,18 @@ import numpy as np
 
 from .domains import DIRECTIONS, LASTING, MOTIONS, PASSING, Domain, allowed
 
-__all__ = ["CELLS", "DIRECTIONS", "LASTING", "MOTIONS", "PASSING", "Actor", "Event", "Scene", "Shot", "sample_scene"]
+__all__ = [
+    "CELLS",
+    "DIRECTIONS",
+    "LASTING",
+    "MOTIONS",
+    "PASSING",
+    "Actor",
+    "Event",
+    "Scene",
+    "Shot",
+    "sample_scene",
+]
 
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 PARTS = ("train", "val", "devtest", "test")
@@ -50,7 +62,8 @@ class Shot:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip. ``inserted`` and ``degraded`` list frame numbers; ``aside`` is the sprite of a cutaway, or None."""
+    """One clip. ``inserted`` and ``degraded`` list frame numbers; ``aside`` is the sprite of a cutaway, or
+    None."""
 
     domain: str
     part: str
@@ -103,7 +116,8 @@ def _shots(domain: Domain, rng: np.random.Generator) -> tuple[Shot, ...]:
 
 
 def _windows(domain, n_events, shots, rng) -> list[tuple[int, int, int]]:
-    """Disjoint (start, end, shot), sorted, each inside its shot, at least one still frame between two of them."""
+    """Disjoint (start, end, shot), sorted, each inside its shot, at least one still frame between two of
+    them."""
     low, high = domain.event_frames
     while True:
         lengths = rng.integers(low, high + 1, size=n_events)
@@ -119,7 +133,8 @@ def _windows(domain, n_events, shots, rng) -> list[tuple[int, int, int]]:
 
 
 def _cast(domain, windows, n_shots, rng) -> tuple[tuple[Actor, ...], tuple[Event, ...]]:
-    """One actor for each event, still ones to fill up (a shot holds 1 to 4), grey movers where the domain has them."""
+    """One actor for each event, still ones to fill up (a shot holds 1 to 4), grey movers where the domain
+    has them."""
     sprites = [int(s) for s in rng.permutation(domain.sprites)]
     actors: list[Actor] = []
     events: list[Event] = []

