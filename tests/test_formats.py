@@ -1,4 +1,4 @@
-"""Loaders read what writers write and what owners publish; a bad row costs that row, a bad file says so in one line."""
+"""Loaders read what writers write and what owners publish; a bad row costs that row, a bad file is named."""
 import dataclasses
 import json
 import pickle
@@ -37,7 +37,8 @@ def make_clips(videos, n=3):
             (videos / f"{name}.mp4").touch()
             clips.append(Clip(
                 name, videos / f"{name}.mp4", part,
-                {"en": (f"the dog {i} spins", "a, \"quoted\" dog"), "es": ("el perro gira",), "zh": ("狗在转圈",)},
+                {"en": (f"the dog {i} spins", "a, \"quoted\" dog"), "es": ("el perro gira",),
+                 "zh": ("狗在转圈",)},
                 (Question("what", "what spins ?", ("dog", "cat", "bee"), i % 3),
                  Question("count", "how many ?", ("1", "2"), 1)),
                 (Segment(0.5, 1.25, "the dog spins"), Segment(2.0, 3.0, "then the cat leaves")),
@@ -106,29 +107,33 @@ def touch(folder, *names):
 def test_msrvtt_official_release_in_two_files_and_splits(tmp_path):
     row = {"category": 9, "url": "u", "start time": 137.72, "end time": 149.44}
     put(tmp_path / "train_val_videodatainfo.json", msrvtt(
-        [row | {"video_id": "video0", "split": "train", "id": 0}, row | {"video_id": "video1", "split": "validate"}],
-        [{"caption": "a", "video_id": "video0", "sen_id": 0}, {"caption": "b", "video_id": "video1", "sen_id": 1}]))
+        [row | {"video_id": "video0", "split": "train"}, row | {"video_id": "video1", "split": "validate"}],
+        [{"caption": "a", "video_id": "video0", "sen_id": 0},
+         {"caption": "b", "video_id": "video1", "sen_id": 1}]))
     put(tmp_path / "test_videodatainfo.json", msrvtt(
-        [row | {"video_id": "video2", "split": "test"}], [{"caption": "c", "video_id": "video2", "sen_id": 0}]))
+        [row | {"video_id": "video2", "split": "test"}],
+        [{"caption": "c", "video_id": "video2", "sen_id": 0}]))
     videos = touch(tmp_path / "v", "TrainVal/video0.mp4", "TrainVal/video1.webm", "Test/video2.mp4")
     got = {part: load_msrvtt(tmp_path, videos, part=part) for part in ("train", "val", "test")}
     assert {part: [c.captions["en"] for c in x.clips] for part, x in got.items()} == {
         "train": [("a",)], "val": [("b",)], "test": [("c",)]}
     assert not any(x.left_out for x in got.values())
-    assert got["train"].clips[0].start_s is None  # published videos are cut: source times must not cut them again
+    assert got["train"].clips[0].start_s is None  # published videos are cut: source times must not cut again
     with pytest.raises(FormatError, match="no clips of part 'devtest'; parts there: train, val, test"):
         load_msrvtt(tmp_path, videos, part="devtest")
 
 
 def test_msrvtt_bad_rows_are_left_out_one_by_one(tmp_path):
     path = put(tmp_path / "m.json", msrvtt(
-        [{"video_id": "a", "split": "train"}, {"video_id": "a", "split": "val"}, {"video_id": "gone", "split": "train"},
-         {"video_id": "mute", "split": "train"}, {"split": "train"}, "junk", {"video_id": "odd", "split": "trian"}],
+        [{"video_id": "a", "split": "train"}, {"video_id": "a", "split": "val"},
+         {"video_id": "gone", "split": "train"}, {"video_id": "mute", "split": "train"}, {"split": "train"},
+         "junk", {"video_id": "odd", "split": "trian"}],
         [{"caption": " fine\tcaption \n", "video_id": "a", "sen_id": 0},
          {"caption": "again", "video_id": "a", "sen_id": 0}, {"caption": "  ", "video_id": "a", "sen_id": 1},
-         {"caption": None, "video_id": "a", "sen_id": 2}, {"caption": "x", "video_id": "nowhere", "sen_id": 3},
-         {"caption": "fine\tcaption", "video_id": "a", "sen_id": 4}, {"caption": "x", "video_id": "gone", "sen_id": 5},
-         17]))
+         {"caption": None, "video_id": "a", "sen_id": 2},
+         {"caption": "x", "video_id": "nowhere", "sen_id": 3},
+         {"caption": "fine\tcaption", "video_id": "a", "sen_id": 4},
+         {"caption": "x", "video_id": "gone", "sen_id": 5}, 17]))
     loaded = load_msrvtt(path, touch(tmp_path / "v", "a.mp4", "mute.mp4"), part="train")
     assert [(c.id, c.captions) for c in loaded.clips] == [("a", {"en": ("fine caption", "fine caption")})]
     got = {row.row: row.reason for row in loaded.left_out}
@@ -174,7 +179,8 @@ def test_msrvtt_1k_a_csv_with_bom_unknown_ids_and_short_rows(tmp_path):
 def test_vatex_cut_and_whole_videos_two_languages_and_odd_rows(tmp_path):
     put(tmp_path / "vatex_training_v1.0.json", [
         {"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["a", ""], "chCap": ["狗 "]},
-        {"videoID": "-whole_one_000003_000013", "enCap": ["b"]}, {"videoID": "lost_000000_000010", "enCap": ["c"]},
+        {"videoID": "-whole_one_000003_000013", "enCap": ["b"]},
+        {"videoID": "lost_000000_000010", "enCap": ["c"]},
         {"enCap": ["d"]}, {"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["e"]},
         {"videoID": "-whole_one_000013_000003", "enCap": ["f"]}])
     videos = touch(tmp_path / "v", "Ptf_2VRj-V0_000122_000132.mp4", "-whole_one.mkv")
@@ -216,7 +222,8 @@ def test_lsmdc_quotes_subfolders_repeated_clips_and_short_lines(tmp_path):
 
 def test_lsmdc_round_trip_with_someone(tmp_path):
     clips = [c for c in make_clips(tmp_path / "v") if c.part == "devtest"]
-    write_lsmdc(tmp_path, clips, durations_s={c.id: 65.5 for c in clips}, sentences={clips[0].id: "SOMEONE spins"})
+    lengths = {clip.id: 65.5 for clip in clips}
+    write_lsmdc(tmp_path, clips, durations_s=lengths, sentences={clips[0].id: "SOMEONE spins"})
     got = load_lsmdc(tmp_path, tmp_path / "v", part="devtest")
     assert [c.captions["en"][0] for c in got.clips] == ["SOMEONE spins", "the dog 1 spins", "the dog 2 spins"]
     assert (got.clips[0].path, got.clips[0].start_s, got.clips[0].end_s) == (clips[0].path, 0.0, 65.5)
@@ -228,38 +235,43 @@ def test_questions_open_ones_numbers_and_bad_rows(tmp_path):
     loaded = load_msrvtt(path, touch(tmp_path / "v", "video7.mp4"), part="test")
     good = {"id": 1, "video_id": 7, "category_id": 2, "question": "who is singing?", "answer": "woman"}
     got = attach_questions(loaded, put(tmp_path / "q.json", [
-        good, good | {"answer": "man"}, good | {"id": 2, "question": " "}, good | {"id": 3, "choices": ["a", "b"]},
+        good, good | {"answer": "man"}, good | {"id": 2, "question": " "},
+        good | {"id": 3, "choices": ["a", "b"]},
         good | {"id": 4, "choices": ["woman", "a", "a"]}, good | {"id": 5, "choices": "woman"},
         good | {"id": 6, "choices": ["man", "woman"], "kind": "what"}, good | {"id": 7, "video_id": 8}, 3,
         {"id": 9, "question": "is it?", "answer": "yes", "video_id": "video7"}]))
     assert got.clips[0].questions == (
-        Question("who", "who is singing?", ("woman",), 0), Question("what", "who is singing?", ("man", "woman"), 1),
+        Question("who", "who is singing?", ("woman",), 0),
+        Question("what", "who is singing?", ("man", "woman"), 1),
         Question("other", "is it?", ("yes",), 0))
     assert len(got.left_out) == 6 and all(r.row.startswith("question") for r in got.left_out)
 
 
-@pytest.mark.parametrize("text, word", [
-    ("{\"videos\": [", "broken JSON at line 1"), ("[]", "holds a list"), ("{}", "no list 'videos'"),
-    (b"\xff\xfe{}", "not UTF-8"), (None, "no such file")])
-@pytest.mark.parametrize("load", ["msrvtt", "questions", "vatex", "truth"])
-def test_a_broken_file_gives_one_line_that_names_it(tmp_path, text, word, load):
+BROKEN = {
+    "msrvtt.json": {"{\"videos\": [": "broken JSON at line 1", "[]": "holds a list", "{}": "no list 'videos'",
+                    "{\"videos\": [], \"sentences\": 3}": "no list 'sentences'"},
+    "msrvtt.es.json": {"": "broken JSON at line 1", "[]": "holds a list"},
+    "questions.json": {"[1, ": "broken JSON", "{}": "holds a dict"},
+    "vatex/vatex_training_v1.0.json": {"nul": "broken JSON", "{}": "holds a dict"},
+    "activitynet/train.json": {"}": "broken JSON", "[]": "holds a list"},
+    "truth.jsonl": {"\n\n{\"video_id\": 3": "line 3 is broken", "[]": "line 1 is broken"},
+}
+
+
+@pytest.mark.parametrize("name, text, word",
+                         [(name, text, word) for name, rows in BROKEN.items() for text, word in rows.items()]
+                         + [(name, b"\xff\xfe{}", "not UTF-8") for name in BROKEN]
+                         + [("msrvtt.json", None, "no such file")])
+def test_a_broken_file_gives_one_line_that_names_it(tmp_path, name, text, word):
     write_kinemoji(tmp_path)
-    name = {"msrvtt": "msrvtt.json", "questions": "questions.json", "truth": "truth.jsonl",
-            "vatex": "vatex/vatex_training_v1.0.json"}[load]
     path = tmp_path / "source" / "annotations" / name
-    if text is None:
-        path.unlink()
-        if load != "msrvtt":
-            return  # the others are optional
-    else:
+    path.unlink()
+    if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    if load != "msrvtt":  # which words fit depends on the format: only the name, the one line and an error are due
-        word = ""
-        if text == "[]" and load != "truth" or text == "{}" and load == "x":
-            return
     with pytest.raises(FormatError, match=word) as caught:
         load_kinemoji(tmp_path, "source", "train")
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and "expected" in str(caught.value)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message and "expected" in message
 
 
 def test_missing_folders_and_parts_are_named(tmp_path):
@@ -273,7 +285,8 @@ def test_missing_folders_and_parts_are_named(tmp_path):
         load_kinemoji(tmp_path, "source", "dev")
     with pytest.raises(FormatError, match="'1kA' is not one of"):
         load_msrvtt(notes / "msrvtt.json", tmp_path, part="train", protocol="1kA")
-    for load, name in ((load_vatex, "vatex_training"), (load_activitynet, "train.json"), (load_lsmdc, "LSMDC16")):
+    loaders = {load_vatex: "vatex_training", load_activitynet: "train.json", load_lsmdc: "LSMDC16"}
+    for load, name in loaders.items():
         with pytest.raises(FormatError, match=f"expected {name}"):
             load(tmp_path, tmp_path, part="train")
 

@@ -129,7 +129,9 @@ def read_frames(path: Path, indices: Sequence[int] | np.ndarray | None = None, *
     if last is not None and number < last:
         raise VideoError(path, last, f"the video has {number + 1} frames")
     if not picked:
-        raise VideoError(path, None, "no frames" if last is None else "no frames asked for")
+        raise VideoError(path, None, "no frames asked for")
+    if wanted is None and not stretch and expected is not None and len(picked) != expected:
+        raise VideoError(path, len(picked), f"PyAV gives {len(picked)} frames of {expected}")
     if len({picture.shape for picture in picked.values()}) > 1:
         raise VideoError(path, None, "the picture size changes within the video")
     return np.stack([picked[n] for n in (sorted(picked) if wanted is None else wanted.tolist())])

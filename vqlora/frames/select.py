@@ -34,10 +34,10 @@ def jittered(n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
 def cover(n_frames: int, k: int, events: Sequence[TrueEvent]) -> np.ndarray:
     """Frames that see every event: an upper reference that knows the truth.
 
-    Each event gets the same number of frames, spread from just before it to just after it (a motion shows in
-    what differs), the first events one more where k does not divide; frames that coincide, or that are left
-    over when there are no events, are replaced by those farthest from all chosen ones. With fewer frames than
-    events, only the first k events are seen, by their middle.
+    Each event gets the same number of frames, the first ones one more where k does not divide. One frame
+    shows an event's middle, two its middle and what it led to, more are spread from just before it to just
+    after it. Frames that coincide are replaced by those farthest from all chosen ones. With more events than
+    k, the first k are seen; without events the choice is uniform.
     """
     _checked(n_frames, k)
     if k >= n_frames:
@@ -46,8 +46,9 @@ def cover(n_frames: int, k: int, events: Sequence[TrueEvent]) -> np.ndarray:
     chosen: set[int] = set()
     for number, event in enumerate(ordered):
         share = k // len(ordered) + (number < k % len(ordered))
-        if share == 1:
-            spots = np.array([(event.start + event.end) // 2])
+        middle = (event.start + event.end) // 2
+        if share <= 2:
+            spots = np.array([middle, event.end][:share])
         else:
             spots = np.rint(np.linspace(event.start - 1, event.end, share)).astype(int)
         chosen |= set(np.clip(spots, 0, n_frames - 1).tolist())

@@ -1,0 +1,53 @@
+"""Small real videos for tests: each frame's brightness says which frame it is."""
+import av
+import numpy as np
+
+
+def pictures(frames=12, height=32, width=64, seed=0):
+    """uint8 [T, H, W, 3]: frame t is grey 15 + 5t, with a little texture."""
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 4, (1, height, width, 1))
+    grey = 15 + 5 * np.arange(frames)[:, None, None, None]
+    return np.broadcast_to(grey + texture, (frames, height, width, 3)).astype(np.uint8)
+
+
+def encode(path, frames=12, *, seed=0, height=32, width=64, fps=8, codec="libx264", **options):
+    """Write a video and return its path; options go to the encoder (g, bf, crf, x264-params ...)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if codec == "libx264":
+            stream.options = {"preset": "veryfast", "crf": "10", "threads": "1"} | {
+                key.replace("_", "-"): str(value) for key, value in options.items()}
+        else:
+            stream.bit_rate = 4_000_000
+        for picture in pictures(frames, height, width, seed):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def shown(frames):
+    """Which frame each picture of [T, H, W, 3] is, by its brightness."""
+    return np.rint((frames.reshape(len(frames), -1).mean(axis=1) - 16.5) / 5).astype(int).tolist()
+
+
+def damage(path, kind):
+    """Spoil a file in place: cut (second half gone), head (no header), garbage, empty or gone."""
+    data = bytearray(path.read_bytes())
+    if kind == "gone":
+        path.unlink()
+        return path
+    if kind == "cut":
+        data = data[: len(data) // 2]
+    elif kind == "head":
+        data = data[200:]
+    elif kind == "garbage":
+        data = bytearray(np.random.default_rng(0).bytes(2000))
+    elif kind == "empty":
+        data = b""
+    path.write_bytes(data)
+    return path

@@ -1,0 +1,378 @@
+"""The frame cache loses bad clips and nothing else; batches are a function of (seed, epoch, index)."""
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from little_videos import damage, encode, shown
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from vqlora.data import cache
+from vqlora.data.batches import (
+    SPECIAL_TOKENS,
+    ClipDataset,
+    Collator,
+    Layout,
+    frame_times,
+    pixels,
+    shuffled,
+)
+from vqlora.data.cache import ArrayStore, CacheError, FrameStore, data_hash
+from vqlora.data.clips import Clip, Question, TrueEvent
+
+WORDS = "the dog cat spins jumps what how many ? one two".split()
+QUESTIONS = (Question("what", "what spins ?", ("dog", "cat"), 0),
+             Question("count", "how many ?", ("one", "two"), 1))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+
+
+def make_clips(folder, lengths=(12, 12, 12, 20), **options):
+    return [Clip(f"c{i}", encode(folder / f"c{i}.mp4", n, seed=i, **options), "train",
+                 {"en": ("the dog spins", "the cat jumps", "dog spins")}, QUESTIONS,
+                 events=(TrueEvent("dog", "spin", 3, 6),)) for i, n in enumerate(lengths)]
+
+
+def make_store(clips, folder, **options):
+    return FrameStore(clips, folder / "cache", progress=False, **options)
+
+
+# --- the cache
+
+
+def test_store_holds_every_frame_of_clips_of_different_length(tmp_path):
+    clips = make_clips(tmp_path, (12, 20, 7))
+    store = make_store(clips, tmp_path)
+    assert [clip.id for clip in store.clips] == ["c0", "c1", "c2"] and store.left_out == ()
+    for i, n in enumerate((12, 20, 7)):
+        assert store[i].shape == (n, 32, 64, 3) and store[i].dtype == np.uint8
+        assert shown(store[f"c{i}"]) == list(range(n))
+    with pytest.raises(ValueError):
+        store[0][0] = 0  # the file is shared: nobody may write into it
+
+
+def test_bad_clips_are_left_out_and_listed_and_the_rest_goes_on(tmp_path, caplog):
+    clips = make_clips(tmp_path, (8,) * 7)
+    for clip, kind in zip(clips[1:6], ("cut", "head", "garbage", "empty", "gone"), strict=True):
+        damage(clip.path, kind)
+    store = make_store(clips, tmp_path)
+    assert [clip.id for clip in store.clips] == ["c0", "c6"]
+    assert [row.row for row in store.left_out] == ["c1", "c2", "c3", "c4", "c5"]
+    assert [row.reason for row in store.left_out][3:] == ["empty file", "no such file"]
+    assert all(str(clip.path) in line for clip, line in zip(clips[1:6], caplog.messages, strict=True))
+    assert shown(store[1]) == list(range(8)) and "c3" not in store and "c6" in store
+
+
+def test_store_is_found_again_without_decoding_and_follows_content_not_names(tmp_path, monkeypatch):
+    clips = make_clips(tmp_path / "a")
+    first = make_store(clips, tmp_path)
+    calls = []
+    monkeypatch.setattr(cache, "run_jobs", lambda *args, **kwargs: calls.append(args))
+    assert make_store(clips, tmp_path).path == first.path
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = [dataclasses.replace(clip, path=tmp_path / "b" / clip.path.name) for clip in clips]
+    assert make_store(moved, tmp_path).path == first.path and not calls
+    encode(moved[0].path, 9, seed=42)
+    monkeypatch.undo()
+    changed = make_store(moved, tmp_path)
+    assert changed.path != first.path and len(changed[0]) == 9
+
+
+@pytest.mark.parametrize("spoil", ["short", "no index", "broken index"])
+def test_a_spoiled_store_is_built_anew(tmp_path, spoil):
+    clips = make_clips(tmp_path, (5, 6))
+    path = make_store(clips, tmp_path).path
+    if spoil == "short":
+        file = next(path.glob("frames-*.bin"))
+        file.write_bytes(file.read_bytes()[:-1])
+    elif spoil == "no index":
+        (path / "index.json").unlink()
+    else:
+        (path / "index.json").write_text("{")
+    (path.with_name(path.name + ".tmp")).mkdir()  # what a killed build leaves behind
+    store = make_store(clips, tmp_path)
+    assert shown(store[1]) == list(range(6))
+    assert {p.name for p in (tmp_path / "cache").iterdir() if p.is_dir()} == {path.name, "manifests"}
+
+
+def test_parallel_decoding_gives_the_same_store(tmp_path):
+    clips = make_clips(tmp_path, (6,) * 20)
+    one, two = FrameStore(clips, tmp_path / "1", workers=1, progress=False), FrameStore(
+        clips, tmp_path / "2", workers=2, progress=False)
+    assert len(list(two.path.glob("frames-*.bin"))) == 2
+    assert all(np.array_equal(one[i], two[i]) for i in range(20))
+
+
+def test_two_processes_building_the_same_store_do_not_harm_each_other(tmp_path):
+    clips = make_clips(tmp_path, (10,) * 4)
+    (tmp_path / "clips.pkl").write_bytes(pickle.dumps(clips))
+    script = ("import pickle, sys; from pathlib import Path; from vqlora.data.cache import FrameStore\n"
+              "clips = pickle.loads(Path(sys.argv[1], 'clips.pkl').read_bytes())\n"
+              "store = FrameStore(clips, Path(sys.argv[1], 'cache'), progress=False)\n"
+              "print(sum(int(store[i].sum()) for i in range(4)))")
+    with ThreadPoolExecutor(3) as threads:
+        runs = list(threads.map(lambda _: subprocess.run([sys.executable, "-c", script, tmp_path], text=True,
+                                                         capture_output=True), range(3)))
+    assert [run.returncode for run in runs] == [0] * 3, runs[0].stderr
+    assert len({run.stdout for run in runs}) == 1
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    clips = make_clips(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+        with pytest.raises(CacheError, match=r"cache: decoded frames need \d+ MB and the disk has 0 MB free"):
+            make_store(clips, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "run_jobs", lambda *_, each, **__: each(0, {"errno": 28, "strerror": "x"}))
+        with pytest.raises(CacheError, match="cache: the disk is full"):
+            make_store(clips, tmp_path)
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir() and p.name != "manifests"]
+    assert len(make_store(clips, tmp_path)) == 4
+
+
+def test_a_stretch_of_a_long_video_is_its_own_clip(tmp_path):
+    whole = make_clips(tmp_path, (24,), fps=8)[0]
+    cut = [dataclasses.replace(whole, id=f"s{i}", start_s=i * 1.0, end_s=i + 1.0) for i in range(3)]
+    late = dataclasses.replace(whole, id="late", start_s=7.0, end_s=9.0)
+    store = make_store([*cut, late], tmp_path)
+    assert [shown(store[i]) for i in range(3)] == [list(range(8 * i, 8 * i + 8)) for i in range(3)]
+    assert [row.reason for row in store.left_out] == ["no frames from 7 to 9 s"]
+
+
+def test_store_travels_to_worker_processes_without_its_frames(tmp_path):
+    store = make_store(make_clips(tmp_path), tmp_path)
+    total = int(store[1].sum())
+    assert len(pickle.dumps(store)) < 20_000
+    script = "import pickle, sys; print(int(pickle.load(sys.stdin.buffer)[1].sum()), 'torch' in sys.modules)"
+    child = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(store), capture_output=True)
+    assert child.stdout.decode().split() == [str(total), "False"], child.stderr  # and decoding needs no torch
+
+
+def test_data_hash_follows_content_and_annotations_but_not_the_place(tmp_path):
+    clips = make_clips(tmp_path / "a", (5, 6))
+    options = {"cache_dir": tmp_path / "cache", "progress": False}
+    first = data_hash(clips, **options)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = [dataclasses.replace(clip, path=tmp_path / "b" / clip.path.name) for clip in clips]
+    assert data_hash(moved, **options) == first == data_hash(pickle.loads(pickle.dumps(moved)), **options)
+    changes = [
+        moved[::-1], moved[:1], *([dataclasses.replace(moved[0], **other), moved[1]] for other in (
+            {"captions": {"en": ("the dog jumps",)}}, {"questions": ()}, {"end_s": 0.5}, {"id": "other"}))]
+    hashes = {data_hash(change, **options) for change in changes}
+    encode(moved[1].path, 6, seed=99)
+    hashes.add(data_hash(moved, **options))
+    moved[1].path.unlink()
+    hashes.add(data_hash(moved, **options))
+    assert len(hashes | {first}) == len(changes) + 3
+
+
+# --- items
+
+
+def drawn(clips, lengths=None):
+    """A store of frames in memory whose pixels are the frame's number."""
+    lengths = lengths or [40] * len(clips)
+    numbers = [np.arange(n, dtype=np.uint8)[:, None, None, None] for n in lengths]
+    return ArrayStore(clips, [np.broadcast_to(array, (len(array), 4, 4, 3)) for array in numbers])
+
+
+@pytest.fixture
+def clips():
+    captions = {"en": ("the dog spins", "the cat jumps", "dog spins"), "es": ("dog",)}
+    events = (TrueEvent("dog", "spin", 3, 6),)
+    return [Clip(f"c{i}", Path(f"c{i}.mp4"), "train", captions, QUESTIONS, events=events) for i in range(6)]
+
+
+def test_items_hold_the_chosen_frames_and_their_times(clips):
+    item = ClipDataset(clips, drawn(clips), frames=4)[1]
+    assert item.frames[:, 0, 0, 0].tolist() == [5, 15, 25, 35] and item.clip.id == "c1"
+    assert item.times.dtype == np.float32
+    np.testing.assert_allclose(item.times, np.array([5, 15, 25, 35]) / 39, rtol=1e-6)
+    assert frame_times(np.array([0]), 1).tolist() == [0.0]
+    assert frame_times(np.array([0, 39]), 40).tolist() == [0.0, 1.0]
+
+
+def test_a_clip_shorter_than_asked_repeats_frames_in_place(clips):
+    data = ClipDataset(clips[:3], drawn(clips[:3], [3, 40, 1]), frames=4)
+    assert data[0].frames[:, 0, 0, 0].tolist() == [0, 0, 1, 2]
+    assert data[2].frames[:, 0, 0, 0].tolist() == [0] * 4 and data[2].times.tolist() == [0.0] * 4
+
+
+def test_clips_that_the_store_lacks_are_left_out_of_the_data_set(clips):
+    data = ClipDataset(clips, drawn(clips[2:4]))
+    assert [clip.id for clip in data.clips] == ["c2", "c3"] and len(data) == 2
+    with pytest.raises(ValueError, match="none of the 1 clips"):
+        ClipDataset(clips[:1], drawn(clips[2:]))
+
+
+def test_random_frames_depend_on_seed_epoch_and_index_only(clips):
+    def chosen(seed, index, select="mixed"):
+        data = ClipDataset(clips, drawn(clips), frames=8, select=select, seed=seed)
+        for other in (3, 1, 4):
+            data[other]  # what was asked before must not matter
+        return data[index].frames[:, 0, 0, 0].tolist()
+
+    assert chosen(0, 2) == chosen(0, 2)
+    assert len({tuple(chosen(0, 2 + 6 * epoch, "jittered")) for epoch in range(6)}) > 3
+    assert len({tuple(chosen(seed, 2, "jittered")) for seed in range(6)}) > 3
+    assert ClipDataset(clips, drawn(clips))[6 * 5 + 2].epoch == 5
+
+
+def test_a_policy_can_be_a_function_of_the_clip(clips):
+    def last(clip, n_frames, k, rng):
+        return np.arange(n_frames - k, n_frames)
+
+    assert ClipDataset(clips, drawn(clips), 2, last)[0].frames[:, 0, 0, 0].tolist() == [38, 39]
+    assert 4 in ClipDataset(clips, drawn(clips), 2, "cover")[0].frames[:, 0, 0, 0]
+
+
+# --- batches
+
+
+def words(tokenizer, ids):
+    return " ".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_rows_have_the_layout_that_the_model_reads(tokenizer, clips):
+    data = ClipDataset(clips, drawn(clips), frames=2)
+    batch = Collator(tokenizer, ("caption", "retrieval"), 0)([data[0]])
+    row = words(tokenizer, batch["input_ids"][0])
+    captions = clips[0].captions["en"]
+    assert row in {f"<bos> {'<image> ' * 8}<emb> <cap> {caption} <eos>" for caption in captions}
+    learned = batch["labels"][0] != -100
+    assert words(tokenizer, batch["labels"][0][learned]) == row.split("<cap> ")[1]
+    assert torch.equal(batch["labels"][0][learned], batch["input_ids"][0][learned])
+    assert words(tokenizer, batch["text_ids"][0]) in {f"<bos> {caption} <emb>" for caption in captions}
+    batch = Collator(tokenizer, ("question",), 0)([data[0]])
+    rows = {f"<bos> {'<image> ' * 8}<emb> <qst> {q} <ans> {a} <eos>"
+            for q, a in (("what spins ?", "dog"), ("how many ?", "two"))}
+    assert words(tokenizer, batch["input_ids"][0]) in rows and "text_ids" not in batch
+    assert words(tokenizer, batch["labels"][0][batch["labels"][0] != -100]) in {"dog <eos>", "two <eos>"}
+
+
+def test_padding_is_on_the_right_masked_and_never_learned(tokenizer, clips):
+    data = ClipDataset(clips, drawn(clips), frames=2)
+    batch = Collator(tokenizer, seed=1)([data[i] for i in range(6)])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
+    assert batch["text_ids"].shape == batch["text_mask"].shape
+    for ids, mask in ((batch["input_ids"], batch["attention_mask"]), (batch["text_ids"], batch["text_mask"])):
+        assert torch.equal(mask.bool(), ids != tokenizer.pad_token_id)
+        assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+    assert (batch["attention_mask"].sum(1) < batch["input_ids"].shape[1]).any()  # the case was really tried
+
+
+def test_pixels_are_scaled_and_channels_come_first():
+    frames = np.zeros((2, 4, 5, 3), np.uint8)
+    frames[1, 2, 3] = (255, 51, 0)
+    batch = pixels([frames, np.full((2, 4, 5, 3), 255, np.uint8)])
+    assert batch.shape == (2, 2, 3, 4, 5) and batch.dtype == torch.float32 and batch.is_contiguous()
+    np.testing.assert_allclose(batch[0, 1, :, 2, 3].numpy(), [1.0, -0.6, -1.0], atol=1e-6)
+    assert (batch[1] == 1).all() and batch[0, 0].max() == -1
+    with pytest.raises(ValueError, match=r"\(2, 4, 5, 3\), \(2, 5, 5, 3\)"):
+        pixels([frames, np.zeros((2, 5, 5, 3), np.uint8)])
+
+
+def test_batches_depend_on_seed_epoch_and_index_not_on_order_or_company(tokenizer, clips):
+    data = ClipDataset(clips, drawn(clips), frames=2, select="jittered")
+    collate = Collator(tokenizer, seed=3)
+
+    def row(items, place, collate=collate):
+        batch = collate(items)
+        mask, text = batch["attention_mask"][place].bool(), batch["text_mask"][place].bool()
+        return (batch["pixel_values"][place].tolist(), batch["input_ids"][place][mask].tolist(),
+                batch["labels"][place][mask].tolist(), batch["text_ids"][place][text].tolist())
+
+    alone = row([data[2]], 0)
+    assert row([data[i] for i in (5, 1, 2)], 2) == alone == row([data[2]], 0, Collator(tokenizer, seed=3))
+    later = [row([data[2 + 6 * epoch]], 0)[1:] for epoch in range(1, 9)]
+    assert len({str(x) for x in later}) > 3
+    assert len({str(row([data[2]], 0, Collator(tokenizer, seed=s))[1:]) for s in range(8)}) > 3
+
+
+def test_question_share_is_met_and_every_text_gets_its_turn(tokenizer, clips):
+    data = ClipDataset(clips, drawn(clips), frames=1)
+    layout = Layout(tokenizer)
+    for share in (0.0, 0.4, 1.0):
+        collate = Collator(tokenizer, seed=0, question_share=share)
+        draws = [collate.draw(data[i]) for i in range(600)]
+        questions = np.mean([given[0] == layout.qst for given, _, _ in draws])
+        assert abs(questions - share) < 0.07
+    assert len({str(text) for *_, text in draws}) == 3 and len({str(given) for given, *_ in draws}) == 2
+    collate = Collator(tokenizer, seed=0)
+    same = np.mean([given[1:] + learned[:-1] == text[1:-1] for given, learned, text in
+                    (collate.draw(data[i]) for i in range(300)) if given[0] == layout.cap])
+    assert 0.2 < same < 0.5  # the caption learned and the one retrieved by are drawn apart
+
+
+def test_clips_without_questions_or_captions(tokenizer, clips):
+    mute = [dataclasses.replace(clips[0], captions={}), dataclasses.replace(clips[1], questions=())]
+    data = ClipDataset(mute, drawn(mute), frames=1)
+    layout, collate = Layout(tokenizer), Collator(tokenizer, ("caption", "question"), question_share=0.5)
+    assert all(collate.draw(data[2 * epoch])[0][0] == layout.qst for epoch in range(20))
+    assert all(collate.draw(data[2 * epoch + 1])[0][0] == layout.cap for epoch in range(20))
+    with pytest.raises(ValueError, match="clip c0: no 'en' caption to retrieve"):
+        Collator(tokenizer)([data[0]])
+    with pytest.raises(ValueError, match="clip c1: no text for question in 'en'"):
+        Collator(tokenizer, ("question",))([data[1]])
+    spanish = Collator(tokenizer, ("caption",), language="es")
+    with pytest.raises(ValueError, match="clip c1: no text for caption in 'fr'"):
+        Collator(tokenizer, ("caption",), language="fr")([data[1]])
+    assert words(tokenizer, spanish([data[1]])["input_ids"][0]).endswith("<cap> dog <eos>")
+
+
+def test_wrong_settings_and_tokenizers_are_refused(tokenizer):
+    for tasks in (("captions",), ("retrieval",), ()):
+        with pytest.raises(ValueError, match="choose from caption, question, retrieval"):
+            Collator(tokenizer, tasks)
+    with pytest.raises(ValueError, match="question_share is 1.5"):
+        Collator(tokenizer, question_share=1.5)
+    other = json.loads(tokenizer.backend_tokenizer.to_str())
+    other["model"]["vocab"]["<capt>"] = other["model"]["vocab"].pop("<cap>")
+    other["added_tokens"] = []
+    with pytest.raises(ValueError, match="no token <cap>"):
+        Layout(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(other))))
+
+
+def test_texts_are_tokenised_once(tokenizer, clips):
+    calls = []
+
+    class Counting:
+        def get_vocab(self):
+            return tokenizer.get_vocab()
+
+        def __call__(self, text, **options):
+            calls.append(text)
+            return tokenizer(text, **options)
+
+    data, collate = ClipDataset(clips, drawn(clips), frames=1), Collator(Counting())
+    for epoch in range(20):
+        collate([data[i + 6 * epoch] for i in range(6)])
+    assert len(calls) == len(set(calls)) <= 7
+
+
+# --- the order of clips
+
+
+def test_shuffled_visits_every_clip_once_an_epoch_and_can_be_resumed():
+    stream = shuffled(10, 35, seed=0)
+    assert [sorted(stream[10 * e:10 * e + 10] - 10 * e) for e in range(3)] == [list(range(10))] * 3
+    assert not np.array_equal(stream[:10], stream[10:20] - 10)
+    for start in (0, 7, 10, 29, 35):
+        assert np.array_equal(shuffled(10, 35 - start, seed=0, start=start), stream[start:])
+    assert not np.array_equal(shuffled(10, 35, seed=1), stream)
