@@ -185,20 +185,32 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Pat
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"              # the kernel of this environment, not of the user's home
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    declared = papermill.inspect_notebook(str(source))
-    unknown = sorted(set(parameters) - set(declared))
+    declared = parameter_names(source)
+    unknown = sorted(set(parameters) - set(declared))        # papermill would only warn of these
     if unknown:
         return f"its parameters cell sets {', '.join(declared) or 'nothing'}, but not {', '.join(unknown)}"
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+    sockets = Config({"KernelManager": {"transport": "ipc"}})    # files, not ports: no other user can connect
     try:
         papermill.execute_notebook(str(source), str(output), parameters=dict(parameters), cwd=str(root),
                                    progress_bar=False, log_output=False, stdout_file=sys.stdout,
-                                   stderr_file=sys.stderr, kernel_name="python3", autosave_cell_every=0)
+                                   stderr_file=sys.stderr, kernel_name="python3", language="python",
+                                   autosave_cell_every=0, config=sockets)
     except PapermillExecutionError as fault:
         text = re.sub(r"\x1b\[[0-9;]*m", "", str(fault)).strip()
         return f"cell {fault.exec_count}: {text.splitlines()[-1]}"
     return ""
+
+
+def parameter_names(path: Path) -> list[str]:
+    """Names that the cell tagged `parameters` sets."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+    trees = [ast.parse("".join(cell["source"])) for cell in tagged]
+    return [node.id for tree in trees for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
 
 
 def about(path: Path) -> tuple[str, str]:
