@@ -2,7 +2,7 @@
 
     summary = summarise(runs)                        # domain, arm, metric, value, low, high
     tests = judge(runs, planned_claims(margin_nll=0.05))
-    rates = choose_rates(sweep)                      # the learning rate of each arm
+    rates = settle_rates(main, sweep, ...)           # the learning rate of each arm, and where it is from
 
 The frames that come back are the results files of the notebook, columns and all; `vqlora.report` reads them
 by name.
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from vqlora import stats
-from vqlora.store import StoredRun
+from vqlora.config import MainSettings, arm_name, swept_rates
+from vqlora.store import StoredRun, write_csv
 
 CLIP_METRICS = (
     "nll",
@@ -148,7 +150,7 @@ def _corpus(runs: Sequence[StoredRun], metric: str, rng) -> tuple[float, float, 
 
 
 def _cost(runs: Sequence[StoredRun]) -> dict[str, float]:
-    """Counted costs, equal in all runs of an arm: bytes of a training step and of the model, trained share."""
+    """Counted costs, equal in all runs of an arm: bytes of a step and of the model, trained share."""
     cost = {**runs[0].metrics, **runs[0].cost}
     names = ("weight_bytes", "train_bytes", "trainable_frac", "trainable_parameters", "step_flops")
     return {name: float(cost[name]) for name in names if name in cost}
@@ -234,26 +236,74 @@ def choose_rates(sweep: Sequence[StoredRun], metric: str = "nll") -> pd.DataFram
     return means.loc[means.groupby(["arm", "bits"])["value"].idxmin()].reset_index(drop=True)
 
 
-def sweep_table(sweep: Sequence[StoredRun], rates: Mapping[str, float], metric: str = "nll") -> pd.DataFrame:
-    """Every swept rate with its loss: domain, arm, learning_rate, metric, value, chosen (is in `rates`)."""
-    names = arm_names(sweep)
-    rows = [
-        {
-            "domain": run.settings.domain,
-            "arm": names[run.settings.arm, run.settings.bits],
-            "learning_rate": run.settings.learning_rate,
-            "metric": metric,
-            "value": run.metrics[metric],
-            "chosen": rates.get(f"{run.settings.arm}-{run.settings.bits}") == run.settings.learning_rate,
-        }
-        for run in sweep
+def settle_rates(main: MainSettings, sweep: Sequence[StoredRun], own: Path, committed: Path) -> pd.DataFrame:
+    """The learning rate of every arm: from this profile's sweep, else the committed one, else the profile.
+
+    The result of a sweep is written to ``own``, where later notebooks of the profile find it.
+
+    Returns:
+        arm, bits, learning_rate, origin (`sweep`, `committed sweep` or `profile`), in the order of the
+        profile.
+    """
+    own.unlink(missing_ok=True)
+    if sweep:
+        write_csv(own, choose_rates(sweep))
+    rows = []
+    for arm in main.arms:
+        found = [
+            (path, rates[arm.name]) for path in (own, committed) if arm.name in (rates := swept_rates(path))
+        ]
+        origin = "profile" if not found else "sweep" if found[0][0] == own else "committed sweep"
+        rows.append((arm.arm, arm.bits, found[0][1] if found else arm.learning_rate, origin))
+    return pd.DataFrame(rows, columns=["arm", "bits", "learning_rate", "origin"])
+
+
+def rates_by_name(rates: pd.DataFrame) -> dict[str, float]:
+    """What `settle_rates` gives as a mapping from arm name (`qlora-nf4`) to learning rate."""
+    names = map(arm_name, rates["arm"], rates["bits"])
+    return dict(zip(names, rates["learning_rate"], strict=True))
+
+
+def sweep_table(
+    sweep: Sequence[StoredRun],
+    rates: pd.DataFrame,
+    domains: Sequence[str],
+    committed: Path,
+    metric: str = "nll",
+) -> pd.DataFrame:
+    """Every swept rate with its loss: domain, arm, learning_rate, metric, value, chosen (it is the one used).
+
+    Without a sweep in this profile the committed table is taken; without that, the rates used, with no loss.
+    """
+    used = dict(zip(rates["arm"], rates["learning_rate"], strict=True))
+    if sweep:
+        table = pd.DataFrame(
+            [
+                {
+                    "domain": run.settings.domain,
+                    "arm": run.settings.arm,
+                    "learning_rate": run.settings.learning_rate,
+                    "value": run.metrics[metric],
+                }
+                for run in sweep
+            ]
+        )
+        table = table.groupby(["domain", "arm", "learning_rate"], as_index=False)["value"].mean()
+    elif committed.is_file():
+        table = pd.read_csv(committed)
+        table = table[table["metric"] == metric]
+    else:
+        table = pd.DataFrame(
+            [(domain, arm, rate, math.nan) for domain in domains for arm, rate in used.items() if rate],
+            columns=["domain", "arm", "learning_rate", "value"],
+        )
+    chosen = [
+        math.isclose(used.get(arm, math.nan), rate)
+        for arm, rate in zip(table["arm"], table["learning_rate"], strict=True)
     ]
-    keys = ["domain", "arm", "learning_rate", "metric", "chosen"]
-    return (
-        pd.DataFrame(rows)
-        .groupby(keys, as_index=False)["value"]
-        .mean()[["domain", "arm", "learning_rate", "metric", "value", "chosen"]]
-    )
+    return table.assign(metric=metric, chosen=chosen)[
+        ["domain", "arm", "learning_rate", "metric", "value", "chosen"]
+    ]
 
 
 def shared_settings(runs: Sequence[StoredRun]) -> pd.DataFrame:
