@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from vqlora.data.clips import Clip, Question, Segment, TrueEvent, reasons
+from vqlora.data.clips import Clip, Question, Segment, TrueEvent, reasons, require_disjoint
 from vqlora.data.formats import (
     attach_questions,
     load_activitynet,
@@ -295,3 +295,16 @@ def test_clip_refuses_an_unknown_part(tmp_path):
     clip = make_clips(tmp_path)[0]
     with pytest.raises(ValueError, match="part 'dev'"):
         dataclasses.replace(clip, part="dev")
+
+
+def test_parts_that_share_a_video_are_refused(tmp_path):
+    clips = make_clips(tmp_path)
+    train, test = ([clip for clip in clips if clip.part == part] for part in ("train", "test"))
+    require_disjoint(train=train, test=test)
+    with pytest.raises(ValueError, match=f"clip {train[0].id} of test is also in train"):
+        require_disjoint(train=train, test=[*test, train[0]])
+    renamed = dataclasses.replace(train[1], id="other", start_s=2.0, end_s=4.0)
+    with pytest.raises(ValueError, match=f"clip other of test is also in train .as {train[1].id}"):
+        require_disjoint(train=train, test=[renamed])
+    early = dataclasses.replace(train[1], id="early", start_s=0.0, end_s=2.0)
+    require_disjoint(train=[early], test=[renamed])  # two stretches of one video that do not overlap

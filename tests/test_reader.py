@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from little_videos import damage, encode, pictures, shown
 
 from vqlora.data.clips import Clip, TrueEvent
-from vqlora.frames import manifest, reader
+from vqlora.frames import manifest, reader, workers
 from vqlora.frames.manifest import check_videos
 from vqlora.frames.reader import VideoError, check, probe, read_frames
 from vqlora.frames.select import cover, jittered, mixed, policy, uniform
@@ -158,6 +158,13 @@ def test_workers_answer_every_job_and_survive_one_that_kills_its_process():
     answers = {}
     run_jobs("little_jobs:double", [{"n": n} for n in range(20)], workers=2, each=answers.__setitem__)
     assert answers == {n: {"twice": 2 * n} for n in range(20) if n != 5} | {5: {"died": 7}}
+
+
+def test_few_small_files_start_no_process_and_many_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    path = encode(tmp_path / "a.mp4", 2)
+    counts = [workers._worth_starting([{"path": str(path)}] * n) for n in (0, 1, 50, 350, 5000)]
+    assert counts == [1, 1, 1, 3, 4]
 
 
 def test_an_error_in_a_job_reaches_the_caller():

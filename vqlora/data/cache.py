@@ -168,7 +168,8 @@ def _build(path: Path, clips: Sequence[Clip], checks: Mapping[Path, VideoCheck],
     jobs = [{"path": str(clip.path), "start_s": clip.start_s, "end_s": clip.end_s, "folder": str(temporary),
              "frames": checks[clip.path].frames} for clip in clips]
     try:
-        with tqdm(total=len(jobs), desc="decoding videos", unit="clip", disable=not progress) as bar:
+        with tqdm(total=len(jobs), desc="decoding videos", unit="clip", mininterval=1,
+                  disable=not progress) as bar:
             def each(number: int, result: dict) -> None:
                 if "errno" in result:
                     reason = "the disk is full" if result["errno"] == errno.ENOSPC else result["strerror"]

@@ -96,3 +96,28 @@ def reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
     for row in left_out:
         counts[row.reason] = counts.get(row.reason, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def require_disjoint(**parts: Iterable[Clip]) -> None:
+    """Refuse parts that share a clip, a video file, or overlapping stretches of one.
+
+    >>> require_disjoint(train=train.clips, test=test.clips)
+
+    Raises ValueError naming the clips and the two parts; whatever the protocols say, nobody trains on test clips.
+    """
+    seen: dict[str, list[tuple[str, Clip]]] = {}
+    for part, clips in parts.items():
+        for clip in clips:
+            for key in {clip.id, str(clip.path)}:
+                others = [pair for pair in seen.setdefault(key, []) if pair[0] != part]
+                for other_part, other in others:
+                    if other.id == clip.id or _overlap(clip, other):
+                        where = f"{other_part} (as {other.id})"
+                        raise ValueError(f"clip {clip.id} of {part} is also in {where}: parts must be disjoint")
+                seen[key].append((part, clip))
+
+
+def _overlap(a: Clip, b: Clip) -> bool:
+    """Whether two clips of one file show a common moment."""
+    end_a, end_b = (float("inf") if clip.end_s is None else clip.end_s for clip in (a, b))
+    return max(a.start_s or 0.0, b.start_s or 0.0) < min(end_a, end_b)

@@ -66,7 +66,8 @@ def check_job(job: Job) -> dict:
 
 def _check_all(paths: list[Path], workers: int | None, progress: bool) -> dict[Path, VideoCheck]:
     found: dict[Path, VideoCheck] = {}
-    with tqdm(total=len(paths), desc="checking videos", unit="file", disable=not progress) as bar:
+    with tqdm(total=len(paths), desc="checking videos", unit="file", mininterval=1,
+              disable=not progress) as bar:
         def each(index: int, result: dict) -> None:
             died = result.get("died")
             verdict = VideoCheck("", 0, 0, 0, 0.0, 0.0, f"the decoder died of it (exit code {died})")

@@ -21,13 +21,14 @@ Job = dict[str, Any]
 
 def run_jobs(function: str, jobs: Sequence[Job], *, workers: int | None = None,
              each: Callable[[int, dict], None]) -> None:
-    """Call `module:function` on every job, in `workers` processes (default: the cores this process may use).
+    """Call `module:function` on every job, in `workers` processes.
 
-    Jobs and results are JSON objects; `each(index, result)` is called in this process, one at a time, as
-    results arrive. A job whose process dies gives `{"died": exit code}`; an exception in the function is
-    raised here. Few jobs run in this process, as starting workers would take longer.
+    Jobs (with a `path` each) and results are JSON objects; `each(index, result)` is called in this process,
+    one at a time, as results arrive. A job whose process dies gives `{"died": exit code}`; an exception in
+    the function is raised here. By default there are as many workers as cores, fewer where the files are so
+    few and small that starting a worker costs more than it saves; a single worker is this process itself.
     """
-    workers = min(workers or available_cores(), -(-len(jobs) // 8))
+    workers = min(workers or _worth_starting(jobs), len(jobs))
     if workers <= 1:
         call = _load(function)
         for index, job in enumerate(jobs):
@@ -56,8 +57,13 @@ def run_jobs(function: str, jobs: Sequence[Job], *, workers: int | None = None,
             thread.join()
 
 
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _worth_starting(jobs: Sequence[Job]) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    work_s = 0.01 * len(jobs)  # a 40-frame clip of 64x64; then about 10 MB/s of compressed video
+    for job in jobs:
+        if os.path.isfile(job["path"]):
+            work_s += os.path.getsize(job["path"]) / 1e7
+    return min(cores, max(1, int(work_s)))  # starting one takes the better part of a second
 
 
 def _feed(function: str, jobs: Sequence[Job], waiting: queue.SimpleQueue, done: queue.SimpleQueue,
