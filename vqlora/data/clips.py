@@ -103,7 +103,7 @@ def require_disjoint(**parts: Iterable[Clip]) -> None:
 
     >>> require_disjoint(train=train.clips, test=test.clips)
 
-    Raises ValueError naming the clips and the two parts; whatever the protocols say, nobody trains on test clips.
+    Raises ValueError naming the clip and the two parts; whatever protocols say, nobody trains on test clips.
     """
     seen: dict[str, list[tuple[str, Clip]]] = {}
     for part, clips in parts.items():
@@ -113,7 +113,7 @@ def require_disjoint(**parts: Iterable[Clip]) -> None:
                 for other_part, other in others:
                     if other.id == clip.id or _overlap(clip, other):
                         where = f"{other_part} (as {other.id})"
-                        raise ValueError(f"clip {clip.id} of {part} is also in {where}: parts must be disjoint")
+                        raise ValueError(f"clip {clip.id} of {part} is also in {where}: not disjoint")
                 seen[key].append((part, clip))
 
 
