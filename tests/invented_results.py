@@ -22,6 +22,7 @@ def write_invented(results: Path) -> Path:
         [
             ["uniform", 512, 0.81, 0.62, 0.96, 0.72, 0.7, 0.31],
             ["cover", 512, 0.89, 0.66, 0.97, 0.74, 0.72, 0.3],
+            ["blind", 512, 0.11, 0.01, 0.5, 0.004, 0.3, 4.3],
         ],
         columns=["frames", "clips", "slot_frac", "exact_frac", "order_frac", "t2v_r1", "qa_frac", "nll"],
     ).to_csv(results / "02_base" / "validation.csv", index=False)
@@ -120,9 +121,10 @@ def _main(folder: Path) -> None:
 
 
 def _data(folder: Path) -> None:
-    names = ("source", "language", "visual", "cutaways")
+    names = ("source", "language", "visual", "bursts", "degraded", "degraded-twin", "inserts", "inserts-twin")
+    names += ("cutaways", "cutaways-twin", "distractor")
     pd.DataFrame(
-        [(name, 40, 5.0, 1200, 256, 256, 256, 1.9, 5, 5.1) for name in names],
+        [(name, 40, 5.0, 1200, 256, 256, 256, 1.9, 25, 5.1) for name in names],
         columns=[
             "domain",
             "frames",
@@ -137,12 +139,17 @@ def _data(folder: Path) -> None:
         ],
     ).to_csv(folder / "domains.csv", index=False)
     pd.DataFrame(
-        [(name, kind, 300, 0.25, 0.262, 0.025) for name in names[:2] for kind in ("what", "order", "all")],
+        [(name, kind, 300, 0.25, 0.262, 0.025) for name in names for kind in ("what", "order", "all")],
         columns=["domain", "kind", "questions", "chance_frac", "guess_frac", "error_frac"],
     ).to_csv(folder / "textonly.csv", index=False)
     pd.DataFrame(
         [
-            (name, f"{name}-val-00000", "2 7 12 17 22 27 32 37", "the dog moves left then the cup grows")
+            (
+                name,
+                f"{name}-val-00000",
+                "2 7 12 17 22 27 32 37",
+                "a dog moves left , then a cup grows , and then the small red car bounces twice",
+            )
             for name in names
         ],
         columns=["domain", "clip", "frames", "caption"],

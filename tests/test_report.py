@@ -195,5 +195,5 @@ def test_sample_sheet_refuses_a_picture_that_does_not_fit(tmp_path):
     folder = write_invented(tmp_path / "results")
     file = folder / "01_data" / "samples.csv"
     file.write_text("\n".join(file.read_text().splitlines()[:4]) + "\n")
-    with pytest.raises(ResultsError, match=r"samples\.png: 256 pixel rows do not divide into the 3 clips"):
+    with pytest.raises(ResultsError, match=r"samples\.png: 704 pixel rows do not divide into the 3 clips"):
         sample_sheet(folder)

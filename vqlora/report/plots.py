@@ -160,25 +160,20 @@ def sample_sheet(results: Path, columns: int = 2) -> Figure:
         panel.imshow(
             sheet[row["line"] * side : (row["line"] + 1) * side], interpolation="nearest", aspect="equal"
         )
-        panel.text(
-            0,
-            1.52,
-            DOMAINS.get(row["domain"], row["domain"]),
-            transform=panel.transAxes,
-            va="bottom",
-            fontsize=7.5,
-            fontweight="bold",
-        )
-        panel.text(
-            0,
-            1.46,
-            textwrap.fill(row["caption"], 66, max_lines=2),
-            transform=panel.transAxes,
-            va="top",
-            fontsize=6.2,
-            fontstyle="italic",
-            linespacing=1.05,
-        )
+        for above, text, look in (
+            (18, DOMAINS.get(row["domain"], row["domain"]), {"fontsize": 7.5, "fontweight": "bold"}),
+            (2, textwrap.fill(row["caption"], 66, max_lines=2), {"fontsize": 6.2, "fontstyle": "italic"}),
+        ):
+            panel.annotate(
+                text,
+                (0, 1),
+                (0, above),
+                "axes fraction",
+                "offset points",
+                va="bottom",
+                linespacing=1.05,
+                **look,
+            )
     return figure
 
 

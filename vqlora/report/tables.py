@@ -290,7 +290,7 @@ def data_table(results: Path) -> Table:
 
 def base_table(results: Path) -> Table:
     """The base on unseen source clips, by how frames are chosen."""
-    names = {"uniform": "evenly spaced", "cover": "covering events"}
+    names = {"uniform": "evenly spaced", "cover": "covering events", "blind": "another clip's"}
     heads = {
         "frames": "Frames",
         "slot_frac": "Slot",
