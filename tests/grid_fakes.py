@@ -15,7 +15,7 @@ def quick(settings, data_root, work):
 
 
 def faulty(settings, data_root, work):
-    """Seed 1 raises, seed 2 is killed each time, seed 3 is killed the first time only; others are slow and well."""
+    """Seed 1 raises, seed 2 is killed each time, seed 3 the first time only; others are slow and well."""
     if settings.seed == 1:
         raise ValueError("the loss is not a number\nsecond line")
     if settings.seed == 2 or settings.seed == 3 and not (work / "was_here").exists():

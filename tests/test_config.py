@@ -1,4 +1,5 @@
 """Settings files: what is read, and how each kind of mistake is named."""
+
 import json
 from pathlib import Path
 
@@ -10,8 +11,17 @@ from vqlora.config import ConfigError, RunSettings, load_profile, load_run, swep
 from vqlora.settings_file import read_mapping
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = {"experiment": "e", "arm": "lora", "bits": "bf16", "domain": "d", "seed": 0, "learning_rate": 1e-3, "steps": 4,
-       "train_clips": 8, "eval_clips": 8}
+RUN = {
+    "experiment": "e",
+    "arm": "lora",
+    "bits": "bf16",
+    "domain": "d",
+    "seed": 0,
+    "learning_rate": 1e-3,
+    "steps": 4,
+    "train_clips": 8,
+    "eval_clips": 8,
+}
 
 
 def message(path: Path) -> str:
@@ -43,26 +53,60 @@ def test_smoke_stays_out_of_figures_and_paper():
     assert load_profile("cpu", ROOT).in_place
 
 
-@pytest.mark.parametrize("old, new, wanted", [
-    ("seeds: [0, 1, 2]", "seeds: [0, x, 2]", "main.seeds[1]: 'x' is not an integer"),
-    ("seeds: [0, 1, 2]", "seeds: [0, 1.5]", "main.seeds[1]: 1.5 is not an integer"),
-    ("seeds: [0, 1, 2]", "seeds: [0, '1']", "main.seeds[1]: '1' is not an integer"),
-    ("seeds: [0, 1, 2]", "seeds: [0, 0]", "main: seeds: 0 given twice"),
-    ("workers: 2", "workers: 0", "workers: 0 is not at least 1"),
-    ("workers: 2", "wrkers: 2", "unknown key 'wrkers' (did you mean 'workers'?); allowed: name, in_place, data"),
-    ("bits: nf4", "bits: nf5", "main.arms[3].bits: 'nf5' is not one of nf4, fp4, int8, bf16 (did you mean 'nf4'?)"),
-    ("arm: qlora, bits: nf4", "arm: qlora, bits: bf16",
-     "main.arms[3]: bits: 'bf16' does not go with arm 'qlora'; allowed: nf4, fp4, int8"),
-    ("pretrain: false", "pretrain: no", "base.pretrain: 'no' is not true or false"),
-    ("eval_clips: 256", "eval_clips: 257", "main.eval_clips: 257 is more than data.domains.language.test (256)"),
-    ("[language, visual]", "[language, audible]", "main.domains: 'audible' is not in data.domains; allowed: source"),
-    ("eval_part: test", "eval_part: train", "main.eval_part: 'train' is not one of val, devtest, test"),
-    ("languages: [en, es", "languages: [no, es", "data.languages[0]: 'no' is not one of en, es, de, fr, zh"),
-    ("  arms:", "  overrides: {rnk: 3}\n  arms:", "main: overrides: unknown key 'rnk' (did you mean 'rank'?)"),
-    ("  arms:", "  overrides: {seed: 3}\n  arms:", "main: overrides: 'seed' is set by the comparison itself"),
-    ("workers: 2", "workers: 2\nworkers: 3", "key 'workers' is given twice"),
-    ("workers: 2", "workers: [2", "not YAML"),
-])
+@pytest.mark.parametrize(
+    "old, new, wanted",
+    [
+        ("seeds: [0, 1, 2]", "seeds: [0, x, 2]", "main.seeds[1]: 'x' is not an integer"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1.5]", "main.seeds[1]: 1.5 is not an integer"),
+        ("seeds: [0, 1, 2]", "seeds: [0, '1']", "main.seeds[1]: '1' is not an integer"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 0]", "main: seeds: 0 given twice"),
+        ("workers: 2", "workers: 0", "workers: 0 is not at least 1"),
+        (
+            "workers: 2",
+            "wrkers: 2",
+            "unknown key 'wrkers' (did you mean 'workers'?); allowed: name, in_place, data",
+        ),
+        (
+            "bits: nf4",
+            "bits: nf5",
+            "main.arms[3].bits: 'nf5' is not one of nf4, fp4, int8, bf16 (did you mean 'nf4'?)",
+        ),
+        (
+            "arm: qlora, bits: nf4",
+            "arm: qlora, bits: bf16",
+            "main.arms[3]: bits: 'bf16' does not go with arm 'qlora'; allowed: nf4, fp4, int8",
+        ),
+        ("pretrain: false", "pretrain: no", "base.pretrain: 'no' is not true or false"),
+        (
+            "eval_clips: 256",
+            "eval_clips: 257",
+            "main.eval_clips: 257 is more than data.domains.language.test (256)",
+        ),
+        (
+            "[language, visual]",
+            "[language, audible]",
+            "main.domains: 'audible' is not in data.domains; allowed: source",
+        ),
+        ("eval_part: test", "eval_part: train", "main.eval_part: 'train' is not one of val, devtest, test"),
+        (
+            "languages: [en, es",
+            "languages: [no, es",
+            "data.languages[0]: 'no' is not one of en, es, de, fr, zh",
+        ),
+        (
+            "  arms:",
+            "  overrides: {rnk: 3}\n  arms:",
+            "main: overrides: unknown key 'rnk' (did you mean 'rank'?)",
+        ),
+        (
+            "  arms:",
+            "  overrides: {seed: 3}\n  arms:",
+            "main: overrides: 'seed' is set by the comparison itself",
+        ),
+        ("workers: 2", "workers: 2\nworkers: 3", "key 'workers' is given twice"),
+        ("workers: 2", "workers: [2", "not YAML"),
+    ],
+)
 def test_a_mistake_gives_one_line_with_file_key_value_and_what_is_allowed(tmp_path, old, new, wanted):
     path = changed(tmp_path, old, new)
     lines = message(path).splitlines()
@@ -76,11 +120,17 @@ def test_every_mistake_in_a_file_is_reported_at_once(tmp_path):
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     assert message(tmp_path / "gone.yaml") == f"{tmp_path / 'gone.yaml'}: no such file"
-    for name, data, wanted in (("a.yaml", b"- 1\n", "holds a list"), ("b.json", b"{", "line 1: not JSON"),
-                               ("c.yaml", b"x: \xff", "not UTF-8"), ("d.yaml", b"", "holds nothing")):
+    for name, data, wanted in (
+        ("a.yaml", b"- 1\n", "holds a list"),
+        ("b.json", b"{", "line 1: not JSON"),
+        ("c.yaml", b"x: \xff", "not UTF-8"),
+        ("d.yaml", b"", "holds nothing"),
+    ):
         (tmp_path / name).write_bytes(data)
         assert wanted in message(tmp_path / name)
-    with pytest.raises(ConfigError, match=r"profile 'cpuu' is not known \(did you mean 'cpu'\?\); allowed: cpu, full"):
+    with pytest.raises(
+        ConfigError, match=r"profile 'cpuu' is not known \(did you mean 'cpu'\?\); allowed: cpu, full"
+    ):
         load_profile("cpuu", ROOT)
 
 

@@ -1,4 +1,5 @@
-"""Notebooks as steps: what reruns them and what does not, what a failing cell leaves behind, who waits for whom."""
+"""Notebooks as steps: what reruns them and what does not, what a failing cell leaves, who waits for whom."""
+
 import json
 import re
 import subprocess
@@ -14,16 +15,20 @@ from vqlora.config import load_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
-WRITE = ("import pandas, sys\nfrom vqlora.notebooks import start\nhere = start(profile, '{name}')\n"
-         "here.write_results(pandas.DataFrame({{'metric': ['nll'], 'value': [{value}]}}))\n"
-         "print('words on stdout'); print('words on stderr', file=sys.stderr)")
+WRITE = (
+    "import pandas, sys\nfrom vqlora.notebooks import start\nhere = start(profile, '{name}')\n"
+    "here.write_results(pandas.DataFrame({{'metric': ['nll'], 'value': [{value}]}}))\n"
+    "print('words on stdout'); print('words on stderr', file=sys.stderr)"
+)
 
 
 def notebook(root: Path, name: str, *cells: str, parameters: str = 'profile = "cpu"') -> None:
     book = nbformat.v4.new_notebook()
-    book.cells = [nbformat.v4.new_markdown_cell(f"# Title of {name}\n\n**Claim:** it is so."),
-                  nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-                  *(nbformat.v4.new_code_cell(text) for text in cells)]
+    book.cells = [
+        nbformat.v4.new_markdown_cell(f"# Title of {name}\n\n**Claim:** it is so."),
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        *(nbformat.v4.new_code_cell(text) for text in cells),
+    ]
     (root / "notebooks").mkdir(exist_ok=True)
     nbformat.write(book, root / "notebooks" / f"{name}.ipynb")
 
@@ -53,6 +58,7 @@ def fake_execute(monkeypatch) -> list[str]:
         (here.results / "runs.csv").write_text(re.sub(r"[^=]", "", source.read_text()))
         output.write_text("{}")
         return ""
+
     monkeypatch.setattr(steps, "execute", execute)
     return made
 
@@ -78,7 +84,9 @@ def test_a_failing_cell_is_one_line_and_leaves_its_output_under_another_name(che
     with pytest.raises(notebooks.NotebookError) as fault:
         make(checkout, "03")
     message = str(fault.value)
-    assert "notebooks/03_main.ipynb: cell 4: ValueError: the base is missing" in message and "\n" not in message
+    assert (
+        "notebooks/03_main.ipynb: cell 4: ValueError: the base is missing" in message and "\n" not in message
+    )
     folder = checkout / "build" / "cpu" / "notebooks"
     assert sorted(path.name for path in folder.iterdir()) == ["01_data.ipynb", "03_main.failed.ipynb"]
     step = steps.steps(["03"], "cpu", checkout)[-1]
@@ -109,15 +117,28 @@ def test_what_makes_a_notebook_stale(checkout, monkeypatch):
     results = checkout / "build" / "cpu" / "results"
     assert made_by(lambda: None) == ["01_data", "03_main"]
     assert made_by(lambda: None) == []
-    assert made_by(lambda: notebook(checkout, "03_main", "# a comment\n" + WRITE.format(name="03_main", value=2))) == []
-    assert made_by(lambda: notebook(checkout, "03_main", WRITE.format(name="03_main", value=3))) == ["03_main"]
-    assert made_by(lambda: notebook(checkout, "01_data", "x = 1; y = 1; z = 1")) == ["01_data", "03_main"], "other results"
-    assert made_by(lambda: notebook(checkout, "01_data", "x = 1; y = 2; z = 2")) == ["01_data"], "same results as before"
+    assert (
+        made_by(
+            lambda: notebook(checkout, "03_main", "# a comment\n" + WRITE.format(name="03_main", value=2))
+        )
+        == []
+    )
+    assert made_by(lambda: notebook(checkout, "03_main", WRITE.format(name="03_main", value=3))) == [
+        "03_main"
+    ]
+    assert made_by(lambda: notebook(checkout, "01_data", "x = 1; y = 1; z = 1")) == ["01_data", "03_main"], (
+        "other results"
+    )
+    assert made_by(lambda: notebook(checkout, "01_data", "x = 1; y = 2; z = 2")) == ["01_data"], (
+        "same results as before"
+    )
     assert made_by(lambda: profile("workers: 2", "workers: 1")) == []
     assert made_by(lambda: profile("steps: 60", "steps: 61")) == ["03_main"]
     assert made_by(lambda: (results / "03_main" / "runs.csv").unlink()) == ["03_main"]
     assert made_by(lambda: (results / "01_data" / "runs.csv").write_text("edited")) == ["01_data"]
-    assert made_by(lambda: (checkout / "build" / "cpu" / "stamps" / "03_main.json").write_text("{")) == ["03_main"]
+    assert made_by(lambda: (checkout / "build" / "cpu" / "stamps" / "03_main.json").write_text("{")) == [
+        "03_main"
+    ]
 
 
 def test_code_that_a_notebook_imports_makes_it_stale(checkout, monkeypatch):
@@ -151,17 +172,22 @@ def test_unknown_notebooks_are_named_with_those_there_are(checkout):
 
 
 def test_deciding_imports_neither_torch_nor_jupyter(checkout):
-    code = ("import sys\nfrom vqlora import cli\ncli.main(['list'])\n"
-            "heavy = {'torch', 'transformers', 'papermill', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\n"
-            "sys.exit(f'imported {heavy}' if heavy else 0)")
+    code = (
+        "import sys\nfrom vqlora import cli\ncli.main(['list'])\n"
+        "heavy = {'torch', 'transformers', 'papermill', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "03  Title of 03_main\n    it is so.\n    cost (cpu): about 20 min" in done.stdout
 
 
 def hold(path: Path, seconds: float) -> subprocess.Popen:
-    code = (f"import sys, time\nfrom pathlib import Path\nfrom vqlora.console import lock\n"
-            f"with lock(Path({str(path)!r}), 'make paper'):\n    print('held', flush=True)\n    time.sleep({seconds})")
+    code = (
+        f"import sys, time\nfrom pathlib import Path\nfrom vqlora.console import lock\n"
+        f"with lock(Path({str(path)!r}), 'make paper'):\n"
+        f"    print('held', flush=True)\n    time.sleep({seconds})"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "held\n"
     return process

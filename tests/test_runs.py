@@ -1,4 +1,5 @@
 """The run store and the grid: identity, atomic files, failures that cost one run only."""
+
 import json
 import os
 import signal
@@ -27,8 +28,17 @@ from vqlora.runs import (
 
 
 def settings(seed: int = 0, **more) -> RunSettings:
-    values = {"experiment": "e", "arm": "lora", "bits": "bf16", "domain": "d", "seed": seed, "learning_rate": 1e-3,
-              "steps": 1, "train_clips": 4, "eval_clips": 4}
+    values = {
+        "experiment": "e",
+        "arm": "lora",
+        "bits": "bf16",
+        "domain": "d",
+        "seed": seed,
+        "learning_rate": 1e-3,
+        "steps": 1,
+        "train_clips": 4,
+        "eval_clips": 4,
+    }
     return RunSettings(**{**values, **more})
 
 
@@ -111,8 +121,13 @@ def test_data_and_weights_are_known_by_content(tmp_path):
 
 
 def test_the_grid_makes_each_run_once_and_gives_results_in_order(tmp_path):
-    wanted = [settings(2), settings(0), settings(0, experiment="other"), settings(0, arm="frozen"),
-              settings(1, arm="frozen")]
+    wanted = [
+        settings(2),
+        settings(0),
+        settings(0, experiment="other"),
+        settings(0, arm="frozen"),
+        settings(1, arm="frozen"),
+    ]
     results = grid(wanted, tmp_path)
     assert [run.settings.seed for run in results] == [2, 0, 0, 0, 1]
     assert [run.metrics["nll"] for run in results[:3]] == [3.0, 1.0, 1.0]
@@ -132,11 +147,15 @@ def test_failed_and_killed_runs_cost_only_themselves(tmp_path, capfd):
     assert "2 of 5 runs failed" in message and "\n" not in message
     assert "seed1 (ValueError: the loss is not a number)" in message
     assert "seed2 (its process was killed by SIGKILL" in message
-    assert calls(tmp_path) == [f"e/d/lora-bf16/seed{seed}" for seed in (0, 3, 4)], "3 was killed once, tried again"
+    assert calls(tmp_path) == [f"e/d/lora-bf16/seed{seed}" for seed in (0, 3, 4)], (
+        "3 was killed once, tried again"
+    )
     shown = capfd.readouterr().err
     assert "seed3: its process was killed by SIGKILL (out of memory?); it is tried once more" in shown
     logs = list((tmp_path / "work").glob("*/log.txt"))
-    assert len(logs) == 2 and any("Traceback" in log.read_text() for log in logs), "kept for the failed runs only"
+    assert len(logs) == 2 and any("Traceback" in log.read_text() for log in logs), (
+        "kept for the failed runs only"
+    )
 
 
 def test_progress_names_the_runs_under_way_and_the_time_left(tmp_path, capfd):
@@ -147,13 +166,15 @@ def test_progress_names_the_runs_under_way_and_the_time_left(tmp_path, capfd):
 
 def test_workers_end_with_a_killed_parent_and_the_run_can_go_on(tmp_path):
     script = tmp_path / "parent.py"
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}]
         import grid_fakes, test_runs, pathlib
         if __name__ == "__main__":
             test_runs.grid([test_runs.settings()], pathlib.Path({str(tmp_path)!r}), grid_fakes.chatty)
-    """))
+    """)
+    )
     parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     found = wait_for(lambda: [path for path in (tmp_path / "work").glob("*/pid") if path.read_text()], 120)
     pid = int(found[0].read_text())
@@ -183,11 +204,18 @@ def test_results_are_whole_or_absent(tmp_path, capsys):
     runs = RunStore(tmp_path)
     examples = pd.DataFrame({"clip": ["a", "b"], "nll": [1.0, 2.0]})
     (runs.work("k") / "checkpoint").write_text("")
+    (runs.work("k") / "tensorboard").mkdir()
+    (runs.work("k") / "tensorboard" / "events").write_text("log")
     runs.put("k", settings(), RunResult({"nll": float("nan"), "n": 2.0}, {"peak_bytes": 3.0}, examples))
     back = runs.get("k")
-    assert back.settings == settings() and back.metrics["n"] == 2.0 and back.metrics["nll"] != back.metrics["nll"]
+    assert (
+        back.settings == settings()
+        and back.metrics["n"] == 2.0
+        and back.metrics["nll"] != back.metrics["nll"]
+    )
     pd.testing.assert_frame_equal(back.examples(), examples)
     assert not (tmp_path / "work" / "k").exists()
+    assert (tmp_path / "tensorboard" / "e-d-lora-bf16-seed0" / "events").read_text() == "log"
     assert not list(tmp_path.rglob("*.part"))
     json.loads(runs.path("k").read_text(), parse_constant=lambda _: pytest.fail("NaN is not JSON"))
     runs.path("k").write_text('{"key": "k"')
@@ -209,20 +237,28 @@ def test_results_files_are_the_same_bytes_for_the_same_numbers(tmp_path):
     assert (tmp_path / "a" / "runs.csv").read_bytes() == (tmp_path / "b" / "runs.csv").read_bytes()
     table = pd.read_csv(tmp_path / "a" / "runs.csv")
     assert list(table.seed) == [2, 10, 2, 10] and list(table.arm) == ["full", "full", "lora", "lora"]
-    assert "key" not in table and set(pd.read_csv(tmp_path / "a" / "cost.csv").key) == {run.key for run in results}
+    assert "key" not in table and set(pd.read_csv(tmp_path / "a" / "cost.csv").key) == {
+        run.key for run in results
+    }
 
 
 def test_settings_that_vary_get_a_column():
-    runs = [store.StoredRun("k", settings(modalities=m), {"nll": 1.0}, {}, {}, Path("x"))
-            for m in (("vision",), ("vision", "text"))]
+    runs = [
+        store.StoredRun("k", settings(modalities=m), {"nll": 1.0}, {}, {}, Path("x"))
+        for m in (("vision",), ("vision", "text"))
+    ]
     assert list(results_frame(runs).modalities) == ["vision", "vision+text"]
     assert "modalities" not in results_frame(runs[:1])
 
 
 def test_provenance_says_what_made_a_result(tmp_path):
     def git(*arguments):
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True,
-                       capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            check=True,
+            capture_output=True,
+        )
+
     git("init", "-q")
     (tmp_path / "code.py").write_text("1")
     (tmp_path / "figures").mkdir()
@@ -236,5 +272,16 @@ def test_provenance_says_what_made_a_result(tmp_path):
     assert identity.provenance(Path("/"))["commit"] is None
 
 
+def test_the_probed_compute_dtype_becomes_part_of_a_runs_identity():
+    from vqlora.runs import _resolved
+
+    assert _resolved([settings()], None)[0].compute_dtype in ("fp32", "bf16")
+    assert _resolved([settings(compute_dtype="fp32")], "bf16")[0].compute_dtype == "fp32"
+
+
 def test_longer_runs_are_expected_to_take_longer():
-    assert expected_s(settings(arm="frozen", steps=60)) < expected_s(settings(steps=60)) < expected_s(settings(steps=90))
+    assert (
+        expected_s(settings(arm="frozen", steps=60))
+        < expected_s(settings(steps=60))
+        < expected_s(settings(steps=90))
+    )

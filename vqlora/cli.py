@@ -45,8 +45,8 @@ def _expected(fault: Exception) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vqlora", epilog=EXAMPLES, description="QLoRA for video-language models.",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="vqlora", description="QLoRA for video-language models.",
+                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, action: Callable, text: str) -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         return part
 
     part = command("notebook", _notebook, "make notebooks and whatever they need")
-    part.add_argument("notebooks", nargs="*", metavar="NN", help="numbers, e.g. 03; all of them when none is given")
+    part.add_argument("notebooks", nargs="*", metavar="NN", help="numbers, e.g. 03; all when none is given")
     part.add_argument("--force", action="store_true", help="run also what is up to date")
     part.add_argument("--pretrain", action="store_true", help="notebook 02: train the base from scratch")
     command("list", _list, "notebooks with their claims and costs")
@@ -85,7 +85,8 @@ def _list(chosen: argparse.Namespace) -> int:
         title, claim = about(step.path)
         measured, cost = step.stamp.is_file(), step.expected_s()
         words = "not known" if cost is None else f"{'took' if measured else 'about'} {duration(cost)}"
-        print(f"{name[:2]}  {title}\n    {claim or 'no claim of its own'}\n    cost ({chosen.profile}): {words}")
+        print(f"{name[:2]}  {title}", claim or "no claim of its own", f"cost ({chosen.profile}): {words}",
+              sep="\n    ")
     return 0
 
 
@@ -100,8 +101,8 @@ def _run(chosen: argparse.Namespace) -> int:
     from vqlora.runs import run_grid
     with lock(here.build / "lock", f"vqlora run {chosen.settings}"):
         result = run_grid([settings], here.store, 1, data_root=here.data)[0]
-    print(json.dumps({"run": result.key, "stored": str(here.store.path(result.key)), "metrics": result.metrics,
-                      "cost": result.cost}, indent=1))
+    stored = str(here.store.path(result.key))
+    print(json.dumps({"stored": stored, "metrics": result.metrics, "cost": result.cost}, indent=1))
     return 0
 
 
@@ -109,9 +110,10 @@ def _pdf(chosen: argparse.Namespace) -> int:
     from vqlora.notebooks import repository
     from vqlora.report.paper import build_pdf
     root = repository()
+    in_place = chosen.profile == "reference" or load_profile(chosen.profile, root).in_place
     with lock(root / "build" / chosen.profile / "lock", "vqlora pdf"):
         pdf = build_pdf(chosen.profile, root)
-        if chosen.profile == "reference" or load_profile(chosen.profile, root).in_place:
+        if in_place:
             with lock(root / "build" / "in_place.lock", "vqlora pdf"):
                 publish(pdf.parent, root)
     print(os.path.relpath(pdf))
@@ -119,7 +121,7 @@ def _pdf(chosen: argparse.Namespace) -> int:
 
 
 def publish(paper: Path, root: Path) -> None:
-    """Copy a built paper's figures and generated LaTeX to `figures/` and `paper/generated/`, where they differ."""
+    """Copy a built paper's figures and generated LaTeX to figures/ and paper/generated/, where different."""
     from vqlora.store import whole_file
     for part, target in (("figures", root / "figures"), ("generated", root / "paper" / "generated")):
         source = paper / part

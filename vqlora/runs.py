@@ -113,9 +113,10 @@ def expected_s(settings: RunSettings) -> float:
 def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
     """The dtype that "auto" stands for here is part of a run's identity, so it is filled in."""
     if dtype is None and any(settings.compute_dtype == "auto" for settings in runs):
+        import torch
+
         from vqlora.quantize import compute_dtype as probe
-        found = str(probe())
-        dtype = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(found, found)
+        dtype = probe("auto", "cuda" if torch.cuda.is_available() else "cpu").name
     return [run.model_copy(update={"compute_dtype": dtype}) if run.compute_dtype == "auto" else run
             for run in runs]
 

@@ -1,8 +1,8 @@
 """Notebooks as steps of the paper: what each needs, whether it is up to date, how it is run.
 
 A notebook is up to date while the hash over its cells, its part of the profile, the code its imports reach,
-its parameters and the results it builds on is that of its last good run, and what that run wrote is still there
-unchanged. Deciding that imports neither torch nor Jupyter.
+its parameters and the results it builds on is that of its last good run, and what that run wrote is still
+there, unchanged. Deciding that imports neither torch nor Jupyter.
 """
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Pat
     """Run a notebook in the folder `root`, writing `output`; "" or, if a cell failed, how."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"              # the kernel of this environment, not of the user's home
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"              # this environment's kernel
     declared = parameter_names(source)
     unknown = sorted(set(parameters) - set(declared))        # papermill would only warn of these
     if unknown:
@@ -239,7 +239,8 @@ def _tree(folder: Path) -> list[list[str]]:
 
 
 def _inputs(here: Here) -> list[Path]:
-    """Files beside code that results depend on: weights and tables in the package, swept rates, plot styles."""
+    """Files beside code that results depend on: weights and tables in the package, swept rates, styles."""
     paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
-    paths += [here.root / "results" / "lr.csv", *(here.root / "figures").glob("*.mplstyle")]
+    paths += [*(here.root / "results" / name for name in ("lr.csv", "03_main/sweep.csv")),
+              *(here.root / "figures").glob("*.mplstyle")]
     return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]

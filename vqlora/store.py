@@ -3,6 +3,7 @@
     build/<profile>/runs/<key>.json               settings, metrics, cost, provenance
     build/<profile>/runs/examples/<key>.parquet   one row per example
     build/<profile>/work/<key>/                   log and checkpoints while the run is under way
+    build/<profile>/tensorboard/<name>/           its TensorBoard log, kept
 
 A file appears whole or not at all. `runs/<key>.json` is written last: where it is, the run is finished.
 """
@@ -96,7 +97,7 @@ class RunStore:
 
     def put(self, key: str, settings: RunSettings, result: RunResult,
             provenance: Mapping[str, Any] | None = None) -> None:
-        """Store a result and remove the run's work folder. Raises StoreError, e.g. on a full disk."""
+        """Store a result and remove the run's work folder but for its TensorBoard log. Raises StoreError."""
         if result.examples is not None:
             with whole_file(self.examples_path(key)) as path:
                 result.examples.to_parquet(path, index=False)
@@ -104,7 +105,12 @@ class RunStore:
                   "metrics": _numbers(result.metrics), "provenance": dict(provenance or {})}
         with whole_file(self.path(key)) as path:
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+        work, kept = self.root / "work" / key, self.root / "tensorboard" / settings.name.replace("/", "-")
+        if (work / "tensorboard").is_dir():
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(exist_ok=True)
+            (work / "tensorboard").replace(kept)
+        shutil.rmtree(work, ignore_errors=True)
 
     def get(self, key: str) -> StoredRun | None:
         """The finished run, or None; a file that cannot be read counts as missing and is named on stderr."""
