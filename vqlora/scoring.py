@@ -114,9 +114,10 @@ def score(model: nn.Module, cache, rows: Sequence[Sequence[Item]], pad: int) -> 
     seen = before & (item[:, :, None] == item[:, None, :])
     seen &= ((branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :]))
     head = inner.get_output_embeddings()
-    kind = inner.get_input_embeddings().weight.dtype
-    mask = torch.zeros(len(rows), 1, width, past + width, dtype=kind, device=device)
-    mask[:, 0, :, past:].masked_fill_(~seen, torch.finfo(kind).min)
+    prefix = torch.ones(len(rows), width, past, dtype=torch.bool, device=device)
+    mask = torch.cat([prefix, seen], dim=2)[:, None]
+    if inner.config.get_text_config()._attn_implementation != "sdpa":  # the others add it
+        mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
     behind = {"attention_mask": mask, "position_ids": past + places, "past_key_values": cache}
     out = inner(input_ids=ids, **behind, use_cache=True, logits_to_keep=1)
     cache.crop(-width)
