@@ -1,0 +1,60 @@
+"""What README tells a reader to type or look for is there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vqlora.config import RunSettings
+from vqlora.settings_file import parse, read_mapping
+from vqlora.steps import NEEDS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"`(make [^`]*)`|^ +(make \w+)", README, re.M)))
+
+
+@pytest.mark.parametrize("command", sorted({a or b for a, b in COMMANDS}))
+def test_every_make_command_exists(command):
+    done = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_two_commands_stand_first():
+    assert re.findall(r"^    (make \w+)", README, re.M)[:2] == ["make paper", "make test"]
+
+
+def test_every_notebook_and_profile_is_told_of():
+    assert {name for name in NEEDS if f"`{name}`" in README} == set(NEEDS)
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert f"- `{path.stem}`: " in README
+
+
+def test_the_example_settings_are_valid(tmp_path):
+    path = tmp_path / "my_run.yaml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", README, re.S)[1])
+    assert parse(RunSettings, read_mapping(path), path).rank == 16
+
+
+def test_files_and_folders_it_names_exist():
+    named = set(
+        re.findall(
+            r"`((?:vqlora|configs|tests|notebooks)/[\w/.]+|[A-Z]+(?:\.\w+)?|[\w.]+\.(?:yml|lock|cff))`",
+            README,
+        )
+    )
+    named -= {"configs/mine.yaml"}
+    assert {"LICENSE", "CITATION.cff", "requirements.lock", "vqlora/config.py"} <= named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_sizes_are_those_that_setup_states():
+    script = (ROOT / "scripts" / "setup.sh").read_text()
+    for size in (
+        "0.7 GB to download",
+        "2.5 GB on disk",
+        "3 to 10 minutes",
+        "86 MB to download, 300 MB on disk",
+    ):
+        assert size in script and size in README
