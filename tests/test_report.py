@@ -197,3 +197,19 @@ def test_sample_sheet_refuses_a_picture_that_does_not_fit(tmp_path):
     file.write_text("\n".join(file.read_text().splitlines()[:4]) + "\n")
     with pytest.raises(ResultsError, match=r"samples\.png: 704 pixel rows do not divide into the 3 clips"):
         sample_sheet(folder)
+
+
+def test_a_profile_without_a_sweep_still_gets_its_table_and_figure(tmp_path):
+    import matplotlib.pyplot as plt
+
+    from vqlora.report.plots import learning_rates
+
+    folder = write_invented(tmp_path / "results")
+    file = folder / "03_main" / "sweep.csv"
+    frame = pd.read_csv(file)
+    frame[frame["chosen"]].assign(value=float("nan")).to_csv(file, index=False)
+    assert r"\textbf{n/a}" in TABLES["sweep"](folder).latex()
+    figure = learning_rates(folder)
+    assert "no sweep" in figure.axes[0].texts[0].get_text()
+    plt.close(figure)
+    assert not [key for key in collect(folder) if key.startswith("main.sweep.") and key.endswith(".nll")]

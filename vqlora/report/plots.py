@@ -160,9 +160,14 @@ def sample_sheet(results: Path, columns: int = 2) -> Figure:
         panel.imshow(
             sheet[row["line"] * side : (row["line"] + 1) * side], interpolation="nearest", aspect="equal"
         )
+        panel.vlines(
+            np.arange(side, sheet.shape[1], side) - 0.5, -0.5, side - 0.5, color="white", linewidth=1
+        )
+        caption = textwrap.fill(row["caption"], 66, max_lines=2)
+        title = DOMAINS.get(row["domain"], row["domain"])
         for above, text, look in (
-            (18, DOMAINS.get(row["domain"], row["domain"]), {"fontsize": 7.5, "fontweight": "bold"}),
-            (2, textwrap.fill(row["caption"], 66, max_lines=2), {"fontsize": 6.2, "fontstyle": "italic"}),
+            (4 + 7 * len(caption.splitlines()), title, {"fontsize": 7.5, "fontweight": "bold"}),
+            (2, caption, {"fontsize": 6.2, "fontstyle": "italic"}),
         ):
             panel.annotate(
                 text,
