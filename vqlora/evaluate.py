@@ -9,7 +9,7 @@ A clip's frames go through the model once (`vqlora.scoring`); plain, peft-wrappe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from vqlora import metrics, scoring
+from vqlora.data.batches import ClipDataset, Layout, pixels
 from vqlora.data.clips import Clip, Question
-from vqlora.frames.select import policy
 
 Parser = Callable[[str], Sequence[tuple[str, str]]]
 TEXT_COLUMNS = ("id", "clip", "task", "kind", "prompt", "reference", "prediction")
@@ -89,9 +89,10 @@ def evaluate(
         from vqlora.data.kinemoji.language import parse
 
         parser = partial(parse, language=language)
-    reader = _Reader(model, tokenizer, store, policy(select), frames, language, max_new_tokens)
+    shown = clips[len(clips) // 2 :] + clips[: len(clips) // 2] if blind else clips
+    reader = _Reader(model, tokenizer, ClipDataset(shown, store, frames, select), language, max_new_tokens)
     with scoring.scoring_mode(model):
-        said = reader.ask(clips, references, batch_size, blind)
+        said = reader.ask(clips, references, batch_size)
     parts = [_question_rows(clips, said)]
     if references:
         scorer = scorer or metrics.shared_scorer(language)
@@ -153,49 +154,37 @@ class _Said:
     text: np.ndarray | None = None
 
 
-@dataclass
 class _Reader:
-    model: nn.Module
-    tokenizer: object
-    store: object
-    choose: Callable
-    frames: int
-    language: str
-    max_new_tokens: int
+    """Puts every question to the model; `data[k]` is what is shown for clip k."""
 
-    def __post_init__(self) -> None:
-        names = ("pad", "bos", "eos", "image", "emb", "cap", "qst", "ans")
-        self.ids = {name: self.tokenizer.convert_tokens_to_ids(f"<{name}>") for name in names}
-        self.device = next(self.model.parameters()).device
+    def __init__(self, model, tokenizer, data: ClipDataset, language: str, max_new_tokens: int) -> None:
+        self.model, self.data, self.language, self.max_new_tokens = model, data, language, max_new_tokens
+        self.layout = Layout(tokenizer, scoring.below(model).config.tokens_per_frame)
+        self.device = next(model.parameters()).device
 
-    def ask(self, clips: Sequence[Clip], references, batch_size: int, blind: bool) -> list[_Said]:
-        """Everything, of every clip, in their order. `references` by clip id, or empty."""
+    def ask(self, clips: Sequence[Clip], references, batch_size: int) -> list[_Said]:
+        """What the model says of each clip, in their order. `references` by clip id, or empty."""
+        pad, start = self.layout.pad, (self.layout.cap,)
         items = [self._items(clip, references.get(clip.id, ())) for clip in clips]
-        seen = [clips[(k + len(clips) // 2) % len(clips)] if blind else clip for k, clip in enumerate(clips)]
-        picked = [self._pick(clip) for clip in seen]
+        order = sorted(range(len(clips)), key=lambda k: sum(item.length for item in items[k]))
         said = [_Said() for _ in clips]
-        order = sorted(range(len(clips)), key=lambda k: (len(picked[k]), sum(i.length for i in items[k])))
-        for batch in _batches(order, [len(p) for p in picked], batch_size):
-            cache, vectors = self._encode([seen[k] for k in batch], [picked[k] for k in batch])
-            scores = scoring.score(self.model, cache, [items[k] for k in batch], self.ids["pad"])
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            cache, vectors = self._encode(batch)
+            scores = scoring.score(self.model, cache, [items[k] for k in batch], pad)
             for k, row, vector in zip(batch, scores, vectors, strict=True):
                 said[k].video = vector
                 said[k].references, said[k].choices = (row[0], row[1:]) if references else ((), row)
             self._answer(cache, *([rows[k] for k in batch] for rows in (clips, items, said)))
             if references:
-                told = self._decode(cache, [(self.ids["cap"],)] * len(batch))
-                for k, caption in zip(batch, told, strict=True):
+                for k, caption in zip(batch, self._decode(cache, [start] * len(batch)), strict=True):
                     said[k].caption = caption
         if references:
-            first = self._tokens([references[clip.id][0] for clip in clips])
-            rows = [(self.ids["bos"], *row, self.ids["emb"]) for row in first]
-            vectors = scoring.embed_texts(self.model, rows, self.ids["pad"]).float().cpu().numpy()
+            rows = [self.layout.text(references[clip.id][0]) for clip in clips]
+            vectors = scoring.embed_texts(self.model, rows, pad).float().cpu().numpy()
             for one, vector in zip(said, vectors, strict=True):
                 one.text = vector
         return said
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def _items(self, clip: Clip, references: Sequence[str]) -> list[scoring.Item]:
         """The clip's text as trees: all references behind `<cap>`, then each question with its choices.
@@ -204,33 +193,27 @@ class _Reader:
         mean per token would favour long choices whose later words follow from the first. `<eos>` counts, else
         a choice that begins another could not lose to it; where all choices are one token it is left out.
         """
-        stop, items = self.ids["eos"], []
+        items = []
         if references:
-            branches = tuple((*row, stop) for row in self._tokens(references))
-            items.append(scoring.Item((self.ids["cap"],), branches))
+            rows = [self.layout.caption(text) for text in references]
+            items.append(scoring.Item(tuple(rows[0][0]), tuple(tuple(learned) for _, learned in rows)))
         for question in clip.questions:
-            text, *choices = self._tokens([question.text, *question.choices])
-            end = () if len(choices) > 1 and all(len(choice) == 1 for choice in choices) else (stop,)
-            branches = tuple((*choice, *end) for choice in choices)
-            items.append(scoring.Item((self.ids["qst"], *text, self.ids["ans"]), branches))
+            rows = [self.layout.question(question.text, choice) for choice in question.choices]
+            short = len(rows) > 1 and all(len(learned) == 2 for _, learned in rows)
+            branches = tuple(tuple(learned[:1] if short else learned) for _, learned in rows)
+            items.append(scoring.Item(tuple(rows[0][0]), branches))
         return items
 
-    def _pick(self, clip: Clip) -> np.ndarray:
-        return self.choose(clip, len(self.store[clip.id]), self.frames, np.random.default_rng(0))
-
-    def _encode(self, clips: Sequence[Clip], picked: Sequence[np.ndarray]):
-        pixels = np.stack([self.store[clip.id][indices] for clip, indices in zip(clips, picked, strict=True)])
-        pixels = torch.from_numpy(pixels).to(self.device).permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1)
-        lengths = [max(1, len(self.store[clip.id]) - 1) for clip in clips]
-        times = torch.tensor(np.stack(picked) / np.array(lengths)[:, None], dtype=torch.float32)
-        per_frame = scoring.below(self.model).config.tokens_per_frame
-        prefix = [self.ids["bos"], *[self.ids["image"]] * (per_frame * pixels.shape[1]), self.ids["emb"]]
-        cache, vectors = scoring.encode(self.model, prefix, pixels, times.to(self.device))
+    def _encode(self, batch: Sequence[int]):
+        shown = [self.data[k] for k in batch]
+        frames = pixels([item.frames for item in shown]).to(self.device)
+        times = torch.from_numpy(np.stack([item.times for item in shown])).to(self.device)
+        cache, vectors = scoring.encode(self.model, self.layout.prefix(frames.shape[1]), frames, times)
         return cache, vectors.float().cpu().numpy()
 
     def _decode(self, cache, stems) -> list[str]:
-        told = scoring.greedy(self.model, cache, stems, self.ids["eos"], self.max_new_tokens)
-        texts = self.tokenizer.batch_decode(told, skip_special_tokens=True)
+        told = scoring.greedy(self.model, cache, stems, self.layout.eos, self.max_new_tokens)
+        texts = self.layout.tokenizer.batch_decode(told, skip_special_tokens=True)
         return [text.replace(" ", "") for text in texts] if self.language == "zh" else texts
 
     def _answer(self, cache, clips, items, said) -> None:
@@ -246,17 +229,6 @@ class _Reader:
         if rows:
             for (one, q), text in zip(where, self._decode(scoring.rows_of(cache, rows), stems), strict=True):
                 one.answers[q] = text
-
-
-def _batches(order: Sequence[int], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Runs of `order` of at most `batch_size` clips that have the same number of frames."""
-    batch: list[int] = []
-    for k in order:
-        if batch and (len(batch) == batch_size or sizes[batch[0]] != sizes[k]):
-            yield batch
-            batch = []
-        batch.append(k)
-    yield batch
 
 
 def _caption_rows(clips, references, said, parser, scorer) -> tuple[list[dict], dict[str, float]]:

@@ -234,7 +234,7 @@ def paired(examples: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     sides = [crossed(examples[examples["arm"] == arm], arm) for arm in (a, b)]
     for axis, what in ((0, "seed"), (1, "clip")):
         if len(odd := sides[0].axes[axis].symmetric_difference(sides[1].axes[axis])):
-            raise ValueError(f"{a!r}, {b!r} are not paired: {what} {odd[0]!r} is in one ({len(odd)} such)")
+            raise ValueError(f"{a!r}, {b!r} are not paired: {what} {odd[0]} is in one ({len(odd)} such)")
     return sides[0] - sides[1].loc[sides[0].index, sides[0].columns]
 
 
