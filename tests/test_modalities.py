@@ -14,21 +14,40 @@ def kine():
 
 @pytest.fixture(scope="module")
 def smol():
-    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 8}
-    text = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0}
-    return SmolVLMForConditionalGeneration(SmolVLMConfig(vision_config=vision, text_config=text, scale_factor=2))
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    text = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "pad_token_id": 0,
+    }
+    return SmolVLMForConditionalGeneration(
+        SmolVLMConfig(vision_config=vision, text_config=text, scale_factor=2)
+    )
 
 
 def test_every_part_has_its_own_layers_and_nothing_else(kine):
-    for modality, start in (("vision", "model.vision_tower."), ("fusion", "model.multi_modal_projector."),
-                            ("text", "model.language_model.")):
+    for modality, start in (
+        ("vision", "model.vision_tower."),
+        ("fusion", "model.multi_modal_projector."),
+        ("text", "model.language_model."),
+    ):
         names = target_modules(kine, (modality,))
         assert names and all(name.startswith(start) for name in names)
         assert all(type(kine.get_submodule(name)) is nn.Linear for name in names)
     whole = target_modules(kine)
-    assert len(whole) == len(set(whole)) == 2 * 6 + 2 + 2 * 7      # without heads and the projector's clock
+    assert len(whole) == len(set(whole)) == 2 * 6 + 2 + 2 * 7  # without heads and the projector's clock
     assert not any("head" in name or name.endswith(".time") for name in whole)
 
 
@@ -40,10 +59,13 @@ def test_attention_only(kine):
 
 
 def test_patterns_choose_inside_the_named_part_only(kine):
-    assert target_modules(kine, ("text",), "*.q_proj") == [f"model.language_model.layers.{i}.self_attn.q_proj"
-                                                           for i in range(2)]
+    assert target_modules(kine, ("text",), "*.q_proj") == [
+        f"model.language_model.layers.{i}.self_attn.q_proj" for i in range(2)
+    ]
     assert len(target_modules(kine, ("text",), ("*.q_proj", "model.language_model.layers.1.mlp"))) == 2 + 3
-    with pytest.raises(ValueError, match=r"'q_proj' matches no layer.*did you mean 'model\.language_model\.layers"):
+    with pytest.raises(
+        ValueError, match=r"'q_proj' matches no layer.*did you mean 'model\.language_model\.layers"
+    ):
         target_modules(kine, ("text",), "q_proj")
     with pytest.raises(ValueError, match="'model.vision_tower' matches no layer"):
         target_modules(kine, ("text",), "model.vision_tower")

@@ -28,8 +28,17 @@ def batch(seed=1):
 
 def llama(width=64, tie=False):
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=width, intermediate_size=128, num_hidden_layers=1,
-                                        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=tie))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=width,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            tie_word_embeddings=tie,
+        )
+    )
 
 
 def dequantized(model, reference):
@@ -55,7 +64,7 @@ def test_forward_equals_the_same_weights_in_float32(bits):
     model = load_quantized(tiny()[0], bits, compute_dtype="fp32")
     reference = dequantized(model, tiny()[0])
     x = batch()
-    x["pixel_values"] = x["pixel_values"].bfloat16().float()       # the base casts pixels to its weights' dtype
+    x["pixel_values"] = x["pixel_values"].bfloat16().float()  # the base casts pixels to its weights' dtype
     got, want = model.eval()(**x).logits, reference(**x).logits
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -67,11 +76,12 @@ def test_int8_close_in_training_and_evaluation():
     want = reference(**x).logits
     trained, evaluated = model.train()(**x).logits, model.eval()(**x).logits
     assert (trained - want).norm() / want.norm() < 0.01
-    assert 0 < (evaluated - want).norm() / want.norm() < 0.1       # bitsandbytes rounds activations too in eval
+    assert 0 < (evaluated - want).norm() / want.norm() < 0.1  # bitsandbytes rounds activations too in eval
 
 
-@pytest.mark.parametrize("bits,cls", [("nf4", bnb.nn.Linear4bit), ("fp4", bnb.nn.Linear4bit),
-                                      ("int8", bnb.nn.Linear8bitLt)])
+@pytest.mark.parametrize(
+    "bits,cls", [("nf4", bnb.nn.Linear4bit), ("fp4", bnb.nn.Linear4bit), ("int8", bnb.nn.Linear8bitLt)]
+)
 def test_what_is_quantized_and_what_is_not(bits, cls):
     model = load_quantized(tiny()[0], bits)
     for name, module in model.named_modules():
@@ -90,10 +100,12 @@ def test_what_is_quantized_and_what_is_not(bits, cls):
 def test_skip_adds_to_the_heads_and_idle_entries_are_errors():
     model = load_quantized(tiny()[0], "nf4", skip=("model.vision_tower", "*.mlp.down_proj"))
     assert not any(isinstance(m, bnb.nn.Linear4bit) for m in model.model.vision_tower.modules())
-    assert layer_bits(model.lm_head) == "bf16"                      # a list of one's own does not drop the default
+    assert layer_bits(model.lm_head) == "bf16"  # a list of one's own does not drop the default
     assert layer_bits(model.model.language_model.layers[0].mlp.down_proj) == "bf16"
     assert layer_bits(model.model.language_model.layers[0].mlp.up_proj) == "nf4"
-    with pytest.raises(ValueError, match="skip: 'vision_tower' matches no layer.*did you mean 'model.vision_tower'"):
+    with pytest.raises(
+        ValueError, match="skip: 'vision_tower' matches no layer.*did you mean 'model.vision_tower'"
+    ):
         load_quantized(tiny()[0], "nf4", skip=("vision_tower",))
     with pytest.raises(ValueError, match="'nf3' is not known; allowed: nf4, fp4, int8, bf16"):
         load_quantized(tiny()[0], "nf3")
@@ -103,8 +115,10 @@ def test_width_that_is_no_multiple_of_the_block_is_refused():
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
     error = (bnb.functional.dequantize_4bit(packed, state) - weight).norm() / weight.norm()
-    assert error > 0.2                                              # the fault: 0.09 where the width fits
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj: width 96 .* skip=\('model.layers.0"):
+    assert error > 0.2  # the fault: 0.09 where the width fits
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.0\.self_attn\.q_proj: width 96 .* skip=\('model.layers.0"
+    ):
         load_quantized(llama(96), "nf4")
     model = load_quantized(llama(96), "nf4", skip=("*.self_attn", "*.gate_proj", "*.up_proj"))
     assert layer_bits(model.model.layers[0].mlp.down_proj) == "nf4"
@@ -149,7 +163,7 @@ def test_16_bit_storage_with_float32_compute_has_the_gradients_of_float32():
         settings = settings_like("lora", "bf16")
         model.vqlora_precision = held.vqlora_precision
         model = attach(model, settings)
-        for param in model.parameters():                            # peft draws A in the dtype of the base's weight
+        for param in model.parameters():  # peft draws A in the dtype of the base's weight
             param.data = param.data.bfloat16().to(param.dtype) if param.requires_grad else param.data
         x["pixel_values"] = x["pixel_values"].bfloat16().float()
         model(**x).loss.backward()
@@ -160,7 +174,9 @@ def test_16_bit_storage_with_float32_compute_has_the_gradients_of_float32():
 
 
 def test_a_held_model_can_be_quantized_further():
-    model = load_quantized(load_quantized(tiny()[0], "bf16", compute_dtype="fp32"), "nf4", compute_dtype="fp32")
+    model = load_quantized(
+        load_quantized(tiny()[0], "bf16", compute_dtype="fp32"), "nf4", compute_dtype="fp32"
+    )
     straight = load_quantized(tiny()[0], "nf4", compute_dtype="fp32")
     assert torch.equal(model(**batch()).logits, straight(**batch()).logits)
 
@@ -172,7 +188,11 @@ def test_bf16_compute():
 
 
 def test_compute_dtype_probe(tmp_path):
-    for flags, name in (("fpu avx512f avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512f avx512_vnni", "fp32")):
+    for flags, name in (
+        ("fpu avx512f avx512_bf16", "bf16"),
+        ("amx_bf16", "bf16"),
+        ("avx512f avx512_vnni", "fp32"),
+    ):
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
         found = compute_dtype(cpuinfo=cpuinfo)
@@ -192,11 +212,15 @@ def test_describe_bits_adds_up():
     assert sum(row["bytes"] for row in rows) == total["weights"] + total["constants"]
     quantized = {row["modality"]: row for row in rows if row["bits"] == "nf4"}
     assert set(quantized) == {"vision", "fusion", "text"}
-    assert all(0.5 < row["bytes"] / row["parameters"] < 0.8 for row in quantized.values())   # 4 bits and constants
+    assert all(
+        0.5 < row["bytes"] / row["parameters"] < 0.8 for row in quantized.values()
+    )  # 4 bits and constants
 
 
-# --- the packing trap. This CPU need not have AVX512-BF16: bitsandbytes asks `has_avx512bf16` once per layer made, and
-# --- repacks in eval mode where the answer was yes. Saying yes for it provokes the fault on any machine.
+# --- the packing trap. This CPU need not have AVX512-BF16: bitsandbytes asks `has_avx512bf16` once per layer
+# made, and --- repacks in eval mode where the answer was yes. Saying yes for it provokes the fault on any
+# machine.
+
 
 @pytest.fixture
 def avx512_bf16(monkeypatch):
@@ -230,8 +254,11 @@ def evaluate(model):
 
 
 def packed(model):
-    return sum(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in model.modules()
-               if isinstance(m, bnb.nn.Linear4bit))
+    return sum(
+        getattr(m.weight.quant_state, "packing_format_for_cpu", False)
+        for m in model.modules()
+        if isinstance(m, bnb.nn.Linear4bit)
+    )
 
 
 def test_the_open_trap_bites(avx512_bf16, monkeypatch):
@@ -249,7 +276,7 @@ def test_the_open_trap_bites(avx512_bf16, monkeypatch):
 def test_closed_trap_train_evaluate_train_merge_save(avx512_bf16, tmp_path):
     model = qlora()
     first, grads = train_once(model)
-    assert evaluate(model) == first                                 # train and eval agree to the bit
+    assert evaluate(model) == first  # train and eval agree to the bit
     again, grads_again = train_once(model)
     assert again == first and packed(model) == 0
     assert grads.keys() == grads_again.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -257,7 +284,9 @@ def test_closed_trap_train_evaluate_train_merge_save(avx512_bf16, tmp_path):
 
     model.save_pretrained(tmp_path / "adapter")
     settings = settings_like("qlora", "nf4")
-    reloaded = peft.PeftModel.from_pretrained(prepare(tiny()[0], settings), tmp_path / "adapter", is_trainable=True)
+    reloaded = peft.PeftModel.from_pretrained(
+        prepare(tiny()[0], settings), tmp_path / "adapter", is_trainable=True
+    )
     assert evaluate(reloaded) == first and evaluate(reloaded) == train_once(reloaded)[0]
 
     unmerged = copy.deepcopy(model)
@@ -265,7 +294,7 @@ def test_closed_trap_train_evaluate_train_merge_save(avx512_bf16, tmp_path):
     close_packing_trap(merged)
     merged_loss = evaluate(merged)
     assert packed(merged) == packed(unmerged) == 0 and evaluate(unmerged) == first
-    assert abs(merged_loss - first) < 0.2                           # requantized to 4 bits: near, not equal
+    assert abs(merged_loss - first) < 0.2  # requantized to 4 bits: near, not equal
     merged.save_pretrained(tmp_path / "merged")
     fresh = load_quantized(tmp_path / "merged", "nf4")
     assert evaluate(fresh) == merged_loss and packed(fresh) == 0

@@ -1,10 +1,11 @@
 """The arms of the comparison, put on a base model: frozen, full fine-tuning, LoRA, QLoRA.
 
-`settings` is a `vqlora.config.RunSettings` (or anything with its fields).
+    model = attach(prepare(base, settings), settings)    # ready to train; `prepare` chooses the bits
+    trainable_report(model)["trainable_frac"]
 
-    model = attach(prepare(base, settings), settings)     # ready to train; `prepare` chooses the bits
-    trainable_report(model)                               # {"trainable": 24576, "total": ..., "trainable_frac": ...}
+`settings` is a `vqlora.config.RunSettings` (or anything with its fields).
 """
+
 from __future__ import annotations
 
 import torch
@@ -21,12 +22,14 @@ ARMS = ("frozen", "full", "lora", "qlora")
 def prepare(model: nn.Module, settings, *, device: str | torch.device | None = None) -> nn.Module:
     """Bring a 16- or 32-bit base into the bits of `settings`, in place.
 
-    Full fine-tuning gets float32 weights, the masters that AdamW updates: in bfloat16 a step below 1/256 of a weight
-    is lost. Every other arm is frozen in `settings.bits`.
+    Full fine-tuning gets float32 weights, the masters that AdamW updates: in bfloat16 a step below 1/256 of a
+    weight is lost. Every other arm is frozen in `settings.bits`.
     """
     if settings.arm == "full":
         if getattr(model, "vqlora_precision", None) is not None:
-            raise ValueError(f"arm 'full': the base is held in {model.vqlora_precision.bits!r}; load it in fp32 or bf16")
+            raise ValueError(
+                f"arm 'full': the base is held in {model.vqlora_precision.bits!r}; load it in fp32 or bf16"
+            )
         return model.to(device=device, dtype=torch.float32)
     return load_quantized(model, settings.bits, compute_dtype=settings.compute_dtype, device=device)
 
@@ -42,8 +45,10 @@ def attach(model: nn.Module, settings) -> nn.Module:
     if settings.arm not in ARMS:
         raise ValueError(f"arm: {settings.arm!r} is not known; allowed: {', '.join(ARMS)}")
     if settings.arm in ("lora", "qlora") and held != settings.bits:
-        raise ValueError(f"arm {settings.arm!r} wants a base in {settings.bits!r}, this one is in {held or 'fp32'!r}; "
-                         "see baselines.prepare")
+        raise ValueError(
+            f"arm {settings.arm!r} wants a base in {settings.bits!r}, this one is in {held or 'fp32'!r}; "
+            "see baselines.prepare"
+        )
     if settings.arm in ("frozen", "full"):
         if settings.arm == "full" and held is not None:
             raise ValueError(f"arm 'full' cannot train a base held in {held!r}; see baselines.prepare")
@@ -51,8 +56,9 @@ def attach(model: nn.Module, settings) -> nn.Module:
     config = lora_config(model, settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        # Adapters stay float32 whatever the base is in: they are their own masters, and a bfloat16 one loses small
-        # steps. Under float32 compute this costs nothing; under bfloat16 peft keeps a float32 copy of each input.
+        # Adapters stay float32 whatever the base is in: they are their own masters, and a bfloat16 one loses
+        # small steps. Under float32 compute this costs nothing; under bfloat16 peft keeps a float32 copy of
+        # each input.
         model = get_peft_model(model, config, autocast_adapter_dtype=True)
     close_packing_trap(model)
     return model
@@ -60,19 +66,30 @@ def attach(model: nn.Module, settings) -> nn.Module:
 
 def lora_config(model: nn.Module, settings) -> LoraConfig:
     """Stock peft LoRA on full module names, so that no other modality can be caught by a shared ending."""
-    return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
-                      use_rslora=settings.rslora, bias="none",
-                      target_modules=target_modules(model, settings.modalities, settings.layers))
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        bias="none",
+        target_modules=target_modules(model, settings.modalities, settings.layers),
+    )
 
 
 def trainable_report(model: nn.Module) -> dict[str, float]:
-    """Parameters as they count, also where they are packed: trainable, total, base (without adapters), trainable_frac.
+    """Parameters as they count, also where they are packed: trainable, total, base (without adapters),
+    trainable_frac.
 
-    trainable_frac is trainable / total; peft's own figure halves 4-bit weights in some places and not in others.
+    trainable_frac is trainable / total; peft's own figure halves 4-bit weights in some places and not in
+    others.
     """
     seen: dict[int, tuple[str, nn.Parameter]] = {id(p): (name, p) for name, p in model.named_parameters()}
     total = sum(parameter_count(p) for _, p in seen.values())
     trainable = sum(parameter_count(p) for _, p in seen.values() if p.requires_grad)
     adapters = sum(parameter_count(p) for name, p in seen.values() if ".lora_" in name)
-    return {"trainable": trainable, "total": total, "base": total - adapters,
-            "trainable_frac": trainable / total if total else 0.0}
+    return {
+        "trainable": trainable,
+        "total": total,
+        "base": total - adapters,
+        "trainable_frac": trainable / total if total else 0.0,
+    }

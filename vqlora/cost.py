@@ -1,13 +1,15 @@
-"""What a model and a step cost: bytes held, peak bytes of a step, resident memory, floating-point operations.
+"""What a model and a step cost: bytes held, peak bytes, resident memory, floating-point operations.
 
-    static_bytes(model)["total"]                       # packed weights and their quantization constants included
-    step_bytes(step)                                   # most that was allocated above the start during one step
-    count_flops(lambda: step())                        # right for 4-bit and 8-bit layers and attention on CPU
+static_bytes(model)["total"]     # packed weights and their quantization constants included
+step_bytes(step)                 # most that was allocated above the start during one call
+count_flops(step)                # right for 4-bit and 8-bit layers and attention on CPU
 """
+
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 import resource
 import sys
 import time
@@ -27,7 +29,9 @@ def parameter_count(param: torch.Tensor) -> int:
 
 
 def quantization_constants(param: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors a quantized weight needs beside its codes: block scales, their own scales and offset, code books."""
+    """Tensors a quantized weight needs beside its codes: block scales, their own scales and offset, code
+    books.
+    """
     found, state = [], getattr(param, "quant_state", None)
     while state is not None:
         found += [state.absmax, state.code, getattr(state, "offset", None)]
@@ -44,8 +48,8 @@ def tensor_bytes(param: torch.Tensor) -> int:
 def static_bytes(model: nn.Module) -> dict[str, int]:
     """Bytes a model holds between steps, each storage counted once.
 
-    Keys: weights (frozen), trainable, constants (of quantization), buffers, total. Neither `get_memory_footprint`
-    nor a sum over parameters and buffers sees the constants.
+    Keys: weights (frozen), trainable, constants (of quantization), buffers, total. Neither
+    `get_memory_footprint` nor a sum over parameters and buffers sees the constants.
     """
     parts, seen = dict.fromkeys(("weights", "trainable", "constants", "buffers"), 0), set()
 
@@ -61,7 +65,7 @@ def static_bytes(model: nn.Module) -> dict[str, int]:
         for param in module.parameters(recurse=False):
             for constant in quantization_constants(param):
                 add("constants", constant)
-        state = getattr(module, "state", None)          # 8-bit layers move their scales here at the first forward
+        state = getattr(module, "state", None)  # 8-bit layers move their scales here at the first forward
         for name in ("CB", "SCB"):
             if isinstance(getattr(state, name, None), torch.Tensor):
                 add("constants", getattr(state, name))
@@ -72,15 +76,20 @@ def static_bytes(model: nn.Module) -> dict[str, int]:
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of an optimizer's state tensors."""
-    return sum(tensor.untyped_storage().nbytes() for state in optimizer.state.values()
-               for tensor in tree_leaves(state) if isinstance(tensor, torch.Tensor))
+    return sum(
+        tensor.untyped_storage().nbytes()
+        for state in optimizer.state.values()
+        for tensor in tree_leaves(state)
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 def step_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Peak bytes of tensors, gradients and scratch above the start of one call of `step`, by torch's own allocator.
+    """Peak bytes of tensors, gradients and scratch above the start of one call of `step`, by torch's own
+    allocator.
 
-    What existed before (the model) is not counted: add `static_bytes`. On CPU the allocations are read from the
-    profiler, the only place where torch reports them; on CUDA from the allocator's counters.
+    What existed before (the model) is not counted: add `static_bytes`. On CPU the allocations are read from
+    the profiler, the only place where torch reports them; on CUDA from the allocator's counters.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -90,7 +99,9 @@ def step_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         step()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
@@ -118,13 +129,30 @@ def resident_bytes() -> int:
 
 
 def resident_peak_bytes() -> int:
-    """Largest resident set of this process so far."""
+    """Largest resident set of this process since it began or since `reset_resident_peak`."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    except OSError:
+        found = None
+    if found:
+        return int(found.group(1)) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def reset_resident_peak() -> bool:
+    """Start the peak anew (one process may make many runs); False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def count_flops(step: Callable[[], object]) -> int:
-    """Floating-point operations of one call, a multiply-add as two; 4-bit and 8-bit layers count as 16-bit ones do."""
+    """Floating-point operations of one call, a multiply-add as two; 4-bit and 8-bit layers count as 16-bit
+    ones do.
+    """
     with contextlib.ExitStack() as stack:
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_formulas()))
         step()
@@ -133,7 +161,8 @@ def count_flops(step: Callable[[], object]) -> int:
 
 def _formulas() -> dict:
     """Operators that torch counts as zero. Shapes come in, not tensors (except where `_get_raw` says so)."""
-    def gemm(a, packed, shape, *args, out_shape=None, **kwargs):            # [.., K] x [N, K]
+
+    def gemm(a, packed, shape, *args, out_shape=None, **kwargs):  # [.., K] x [N, K]
         return 2 * math.prod(a) * shape[0]
 
     def int8(a, b, *args, out_shape=None, **kwargs):
@@ -146,8 +175,10 @@ def _formulas() -> dict:
         return sdpa_backward_flop(grad, query, key, value)
 
     aten, bnb = torch.ops.aten, torch.ops.bitsandbytes
-    table = {aten._scaled_dot_product_flash_attention_for_cpu: attention,
-             aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward}
+    table = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
     for name, formula in (("gemm_4bit", gemm), ("int8_scaled_mm", int8), ("int8_linear_matmul", int8)):
         if hasattr(bnb, name):
             table[getattr(bnb, name)] = formula

@@ -1,8 +1,9 @@
 """Layers whose weights are stored in bfloat16 and widened to float32 where they are used.
 
-For machines that multiply float32 faster than bfloat16 (no AVX512-BF16): storage and checkpoints stay at 16 bits,
-arithmetic is float32, and the widened copy lives only as long as one layer's call.
+For machines that multiply float32 faster than bfloat16 (no AVX512-BF16): storage and checkpoints stay at 16
+bits, arithmetic is float32, and the widened copy lives only as long as one layer's call.
 """
+
 from __future__ import annotations
 
 import torch
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 
 
 class _Matmul16(torch.autograd.Function):
-    """y = x Wᵀ + b for a frozen bfloat16 W; widens W again in backward instead of keeping a float32 copy of it."""
+    """y = x Wᵀ + b for a frozen bfloat16 W; widens W again in backward instead of keeping a float32 copy of
+    it.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -20,7 +23,7 @@ class _Matmul16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        weight, = ctx.saved_tensors
+        (weight,) = ctx.saved_tensors
         return grad @ weight.to(grad.dtype), None, None
 
 
@@ -56,15 +59,21 @@ class Conv3d16(nn.Conv3d):
         return self._conv_forward(x.float(), self.weight.float(), _wide(self.bias))
 
 
-_HELD = {nn.Linear: Linear16, nn.Embedding: Embedding16, nn.LayerNorm: LayerNorm16, nn.Conv2d: Conv2d16,
-         nn.Conv3d: Conv3d16}
+_HELD = {
+    nn.Linear: Linear16,
+    nn.Embedding: Embedding16,
+    nn.LayerNorm: LayerNorm16,
+    nn.Conv2d: Conv2d16,
+    nn.Conv3d: Conv3d16,
+}
 
 
 def hold_in_16bit(model: nn.Module) -> nn.Module:
     """Make a model whose unquantized parameters are bfloat16 compute in float32, in place.
 
-    Modules of the exact types above keep bfloat16 storage. Parameters of any other module (own norms, position
-    tables, `MultiheadAttention`) are few and become float32 with their bfloat16 values, and are counted so.
+    Modules of the exact types above keep bfloat16 storage. Parameters of any other module (own norms,
+    position tables, `MultiheadAttention`) are few and become float32 with their bfloat16 values, and are
+    counted so.
     """
     held = set()
     for module in model.modules():

@@ -4,9 +4,10 @@
     target_modules(model, ("vision", "text"), "attention")               # full names for peft's LoraConfig
     register_modalities("my_type", vision=("model.eyes",), fusion=("model.bridge",), text=("model.decoder",))
 
-Names are full paths, never endings: `q_proj` occurs in the vision tower and in the decoder alike, and an ending
-given to peft would put adapters on both.
+Names are full paths, never endings: `q_proj` occurs in the vision tower and in the decoder alike, and an
+ending given to peft would put adapters on both.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -25,8 +26,9 @@ _ATTENTION = r"\.(\w*attn|\w*attention)\."
 class Modalities:
     """Where the parts of one architecture are.
 
-    Each part is a tuple of module paths from the top-level class; everything below a path belongs to it. `heads` are
-    output layers, `keep` other linear layers (by path) that stay in 16-bit and carry no adapters, as the heads do. `attention` is a regular expression that finds attention layers in a full name.
+    Each part is a tuple of module paths from the top-level class; everything below a path belongs to it.
+    `heads` are output layers, `keep` other linear layers (by path) that stay in 16-bit and carry no adapters,
+    as the heads do. `attention` is a regular expression that finds attention layers in a full name.
     """
 
     model_type: str
@@ -39,7 +41,7 @@ class Modalities:
     attention: str = _ATTENTION
 
     def of(self, name: str) -> str | None:
-        """Modality of a module or parameter by its full name (also inside a peft model); None if in no part."""
+        """Modality of a module or parameter by its full name, wrapped by peft or not; None if in no part."""
         name = plain_name(name)
         for modality in MODALITIES:
             if any(is_under(name, path) for path in getattr(self, modality)):
@@ -50,10 +52,19 @@ class Modalities:
 _KNOWN: dict[str, Modalities] = {}
 
 
-def register_modalities(model_type: str, *, vision: Iterable[str] = (), fusion: Iterable[str] = (),
-                        text: Iterable[str] = (), audio: Iterable[str] = (), heads: Iterable[str] = ("lm_head",),
-                        keep: Iterable[str] = (), attention: str = _ATTENTION) -> Modalities:
-    """Describe an architecture (`model.config.model_type`) once per process; a second description replaces the first.
+def register_modalities(
+    model_type: str,
+    *,
+    vision: Iterable[str] = (),
+    fusion: Iterable[str] = (),
+    text: Iterable[str] = (),
+    audio: Iterable[str] = (),
+    heads: Iterable[str] = ("lm_head",),
+    keep: Iterable[str] = (),
+    attention: str = _ATTENTION,
+) -> Modalities:
+    """Describe an architecture (`model.config.model_type`) once per process; a second description replaces
+    the first.
 
     Raises ValueError if nothing is described or one path lies inside another part's path.
     """
@@ -64,9 +75,12 @@ def register_modalities(model_type: str, *, vision: Iterable[str] = (), fusion: 
     for path, modality in paths:
         for other, other_modality in paths:
             if modality != other_modality and is_under(path, other):
-                raise ValueError(f"model type {model_type!r}: {modality} {path!r} lies inside "
-                                 f"{other_modality} {other!r}")
-    _KNOWN[model_type] = Modalities(model_type, **parts, heads=tuple(heads), keep=tuple(keep), attention=attention)
+                raise ValueError(
+                    f"model type {model_type!r}: {modality} {path!r} lies inside {other_modality} {other!r}"
+                )
+    _KNOWN[model_type] = Modalities(
+        model_type, **parts, heads=tuple(heads), keep=tuple(keep), attention=attention
+    )
     return _KNOWN[model_type]
 
 
@@ -78,10 +92,13 @@ def describe(model: nn.Module) -> Modalities:
         tops = [f"{a}.{b}" for a, child in model.named_children() for b, _ in child.named_children()]
         tops = (tops or [name for name, _ in model.named_children()])[:12]
         raise KeyError(
-            f"model type {model_type!r} has no description of its modalities; known: {', '.join(sorted(_KNOWN))}. "
-            f"Describe it by full module paths, for example: vqlora.modalities.register_modalities({model_type!r}, "
+            f"model type {model_type!r} has no description of its modalities; known: "
+            f"{', '.join(sorted(_KNOWN))}. "
+            f"Describe it by full module paths, for example: vqlora.modalities.register_modalities("
+            f"{model_type!r}, "
             f"vision=('model.vision_tower',), fusion=('model.multi_modal_projector',), "
-            f"text=('model.language_model',), heads=('lm_head',)); this model has: {', '.join(tops)}")
+            f"text=('model.language_model',), heads=('lm_head',)); this model has: {', '.join(tops)}"
+        )
     return found
 
 
@@ -90,23 +107,34 @@ def find_description(model: nn.Module) -> Modalities | None:
     return _KNOWN.get(_model_type(model))
 
 
-def target_modules(model: nn.Module, modalities: Iterable[str] = ("vision", "fusion", "text"),
-                   layers: str | Iterable[str] = "attention+mlp") -> list[str]:
+def target_modules(
+    model: nn.Module,
+    modalities: Iterable[str] = ("vision", "fusion", "text"),
+    layers: str | Iterable[str] = "attention+mlp",
+) -> list[str]:
     """Full names of the linear layers that get adapters, in the model's order.
 
-    layers: "attention", "attention+mlp" (every linear layer of the part), or one or more patterns of full names
-        with `*` ("model.language_model.*.q_proj"). Patterns only choose among the layers of the named modalities.
-    Raises ValueError for an unknown modality, a part without a matching layer and a pattern that matches nothing.
+    layers: "attention", "attention+mlp" (every linear layer of the part), or one or more patterns of full
+    names
+        with `*` ("model.language_model.*.q_proj"). Patterns only choose among the layers of the named
+        modalities.
+    Raises ValueError for an unknown modality, a part without a matching layer and a pattern that matches
+    nothing.
     """
     known, modalities = describe(model), tuple(modalities)
     for modality in modalities:
         if modality not in MODALITIES or not getattr(known, modality):
             allowed = [m for m in MODALITIES if getattr(known, m)]
-            raise ValueError(f"modalities: {modality!r} is not a part of {known.model_type}; allowed: "
-                             + ", ".join(allowed))
+            raise ValueError(
+                f"modalities: {modality!r} is not a part of {known.model_type}; allowed: "
+                + ", ".join(allowed)
+            )
     apart = known.heads + known.keep
-    linear = [name for name, module in linear_layers(model)
-              if known.of(name) in modalities and not any(is_under(name, path) for path in apart)]
+    linear = [
+        name
+        for name, module in linear_layers(model)
+        if known.of(name) in modalities and not any(is_under(name, path) for path in apart)
+    ]
     if layers == "attention+mlp":
         chosen = linear
     elif layers == "attention":
@@ -118,15 +146,22 @@ def target_modules(model: nn.Module, modalities: Iterable[str] = ("vision", "fus
     for modality in modalities:
         if not any(known.of(name) == modality for name in chosen):
             have = [name for name in linear if known.of(name) == modality][:4]
-            raise ValueError(f"layers: {layers!r} matches no layer of {modality} in {known.model_type}, which has "
-                             f"{', '.join(have) or 'no linear layer'}; choose other layers or leave {modality!r} out")
+            raise ValueError(
+                f"layers: {layers!r} matches no layer of {modality} in {known.model_type}, which has "
+                f"{', '.join(have) or 'no linear layer'}; choose other layers or leave {modality!r} out"
+            )
     return chosen
 
 
 def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """All linear layers (bitsandbytes' included) with their full names; layers of an adapter itself are left out."""
-    return [(plain_name(name), module) for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and ".lora_" not in name]
+    """All linear layers (bitsandbytes' included) with their full names; layers of an adapter itself are left
+    out.
+    """
+    return [
+        (plain_name(name), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
 
 
 def match_names(names: Iterable[str], patterns: Iterable[str], what: str) -> list[str]:
@@ -136,15 +171,19 @@ def match_names(names: Iterable[str], patterns: Iterable[str], what: str) -> lis
     """
     names, patterns = list(names), tuple(patterns)
     above = {name: [name[:i] for i, letter in enumerate(name + ".") if letter == "."] for name in names}
-    hits = {pattern: {name for name in names if any(fnmatch.fnmatchcase(path, pattern) for path in above[name])}
-            for pattern in patterns}
+    hits = {
+        pattern: {name for name in names if any(fnmatch.fnmatchcase(path, pattern) for path in above[name])}
+        for pattern in patterns
+    }
     for pattern, found in hits.items():
         if not found:
             paths = sorted({path for name in names for path in above[name]})
             close = [path for path in paths if path.endswith("." + pattern)][:3]
             close = close or difflib.get_close_matches(pattern, paths, 3, 0.5)
-            raise ValueError(f"{what}: {pattern!r} matches no layer; names are full paths, `*` stands for any text"
-                             + (f"; did you mean {' or '.join(map(repr, close))}?" if close else ""))
+            raise ValueError(
+                f"{what}: {pattern!r} matches no layer; names are full paths, `*` stands for any text"
+                + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
+            )
     return [name for name in names if any(name in found for found in hits.values())]
 
 
@@ -164,8 +203,14 @@ def _model_type(model: nn.Module) -> str:
     return str(getattr(config, "model_type", None) or type(model).__name__)
 
 
-register_modalities("kinevlm", vision=("model.vision_tower",), fusion=("model.multi_modal_projector",),
-                    text=("model.language_model",), heads=("lm_head", "embed_head"),
-                    keep=("model.multi_modal_projector.time",))     # 32 inputs: less than a quantization block
-register_modalities("smolvlm", vision=("model.vision_model",), fusion=("model.connector",),
-                    text=("model.text_model",))
+register_modalities(
+    "kinevlm",
+    vision=("model.vision_tower",),
+    fusion=("model.multi_modal_projector",),
+    text=("model.language_model",),
+    heads=("lm_head", "embed_head"),
+    keep=("model.multi_modal_projector.time",),
+)  # 32 inputs: less than a quantization block
+register_modalities(
+    "smolvlm", vision=("model.vision_model",), fusion=("model.connector",), text=("model.text_model",)
+)

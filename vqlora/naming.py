@@ -1,11 +1,12 @@
-"""Names and metadata of saved models, so that a folder says what it is and cannot be loaded as something else.
+"""Names and metadata of saved models: a folder says what it is and is not loaded as anything else.
 
-    {base}-{dataset}_{task}_{adapter}{rank}_{quant tag}_{head tag}
-    KineVLM-kinemoji.language_SFT_LoRA8_QLORA_w4_headbf16
+{base}-{dataset}_{task}_{adapter}{rank}_{quant tag}_{head tag}
+KineVLM-kinemoji.language_SFT_LoRA8_QLORA_w4_headbf16
 
-    save_model(model, parent, describe_model(model, "KineVLM", "kinemoji.language"), tokenizer)
-    model, metadata = load_model(folder)
+save_model(model, parent, describe_model(model, "KineVLM", "kinemoji.language"), tokenizer)
+model, metadata = load_model(folder)
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -21,7 +22,7 @@ from torch import nn
 from vqlora.quantize import BITS, Precision, close_packing_trap, load_quantized
 
 METADATA = "vqlora_metadata.json"
-METHODS = {"QLORA": "LoRA", "LORA": "LoRA", "FT": "Full", "PTQ": "None"}     # method -> adapter in the name
+METHODS = {"QLORA": "LoRA", "LORA": "LoRA", "FT": "Full", "PTQ": "None"}  # method -> adapter in the name
 _WEIGHTS = {"nf4": "w4", "fp4": "w4fp4", "int8": "w8", "bf16": "w16", "fp32": "w32"}
 
 
@@ -29,13 +30,13 @@ _WEIGHTS = {"nf4": "w4", "fp4": "w4fp4", "int8": "w8", "bf16": "w16", "fp32": "w
 class Metadata:
     """What a saved model is. `bits` and `head` are nf4, fp4, int8, bf16 or fp32 (full fine-tuning)."""
 
-    base: str                       # name of the base in the model's own name
-    base_source: str                # what loads it: "released", a folder or a hub id; "" for a model that stands alone
-    base_type: str                  # transformers model type
-    base_digest: str                # of the base's input embeddings in bfloat16: tells bases of one type apart
+    base: str  # name of the base in the model's own name
+    base_source: str  # what loads it: "released", a folder or a hub id; "" for a model that stands alone
+    base_type: str  # transformers model type
+    base_digest: str  # of the base's input embeddings in bfloat16: tells bases of one type apart
     dataset: str
     task: str
-    method: str                     # QLORA | LORA | FT | PTQ
+    method: str  # QLORA | LORA | FT | PTQ
     bits: str
     head: str
     backend: str
@@ -53,15 +54,24 @@ class Metadata:
 
     @property
     def name(self) -> str:
-        """Folder name, e.g. `KineVLM-kinemoji.language_SFT_LoRA8_QLORA_w4_headbf16`; `_merged` where it is."""
+        """Folder name, as in the module's example; with `_merged` where adapters were merged in."""
         adapter = METHODS[self.method] + ("" if self.rank is None else str(self.rank))
-        name = f"{self.base}-{self.dataset}_{self.task}_{adapter}_{self.method}_{_WEIGHTS[self.bits]}_head{self.head}"
+        tags = f"{self.method}_{_WEIGHTS[self.bits]}_head{self.head}"
+        name = f"{self.base}-{self.dataset}_{self.task}_{adapter}_{tags}"
         return re.sub(r"[^\w.+-]", "-", name) + ("_merged" if self.merged else "")
 
 
-def describe_model(model: nn.Module, base: str, dataset: str, task: str = "SFT", *, base_source: str = "",
-                   merged: bool = False) -> Metadata:
-    """Metadata read from the model itself: its precision, its adapters. `merged` says that adapters were merged in.
+def describe_model(
+    model: nn.Module,
+    base: str,
+    dataset: str,
+    task: str = "SFT",
+    *,
+    base_source: str = "",
+    merged: bool = False,
+) -> Metadata:
+    """Metadata read from the model itself: its precision, its adapters. `merged` says that adapters were
+    merged in.
 
     Raises ValueError for adapters of more than one rank under one name.
     """
@@ -75,11 +85,25 @@ def describe_model(model: nn.Module, base: str, dataset: str, task: str = "SFT",
             raise ValueError(f"rank: one adapter has the ranks {sorted(ranks)}; a name holds one")
         rank, method = config.r, "LORA" if bits == "bf16" else "QLORA"
     elif merged:
-        raise ValueError("merged: give describe_model the model before merging, then `replace(metadata, merged=True)`")
-    return Metadata(base, base_source, _plain(model).config.model_type, base_digest(model), dataset, task, method, bits,
-                    precision.head if precision else bits, precision.backend if precision else "torch",
-                    precision.double_quant if precision else False, precision.compute if precision else bits,
-                    rank, False)
+        raise ValueError(
+            "merged: give describe_model the model before merging, then `replace(metadata, merged=True)`"
+        )
+    return Metadata(
+        base,
+        base_source,
+        _plain(model).config.model_type,
+        base_digest(model),
+        dataset,
+        task,
+        method,
+        bits,
+        precision.head if precision else bits,
+        precision.backend if precision else "torch",
+        precision.double_quant if precision else False,
+        precision.compute if precision else bits,
+        rank,
+        False,
+    )
 
 
 def base_digest(model: nn.Module) -> str:
@@ -89,7 +113,8 @@ def base_digest(model: nn.Module) -> str:
 
 
 def save_model(model: nn.Module, parent: str | Path, metadata: Metadata, tokenizer=None) -> Path:
-    """Save into `parent/<name>` (adapters alone for a peft model) with the metadata beside it; returns the folder.
+    """Save into `parent/<name>` (adapters alone for a peft model) with the metadata beside it; returns the
+    folder.
 
     The metadata is written last and in one move: a folder without it is not a saved model.
     """
@@ -101,20 +126,25 @@ def save_model(model: nn.Module, parent: str | Path, metadata: Metadata, tokeniz
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     part = folder / (METADATA + ".part")
-    part.write_text(json.dumps({"name": metadata.name, "quantization": _as_seed(metadata), **asdict(metadata)},
-                               indent=1) + "\n", encoding="utf-8")
+    part.write_text(
+        json.dumps({"name": metadata.name, "quantization": _as_seed(metadata), **asdict(metadata)}, indent=1)
+        + "\n",
+        encoding="utf-8",
+    )
     part.replace(folder / METADATA)
     return folder
 
 
 def recognise(folder: str | Path) -> Metadata:
-    """Metadata of a saved model. Raises ValueError naming the folder where there is none or it does not fit."""
+    """Metadata of a saved model. Raises ValueError, naming the folder, for none or unusable ones."""
     path = Path(folder, METADATA)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         metadata = Metadata(**{field.name: record[field.name] for field in fields(Metadata)})
     except FileNotFoundError:
-        raise ValueError(f"{folder}: no {METADATA}: not a model that vqlora saved, or saved only half") from None
+        raise ValueError(
+            f"{folder}: no {METADATA}: not a model that vqlora saved, or saved only half"
+        ) from None
     except (KeyError, TypeError, ValueError) as fault:
         raise ValueError(f"{path}: not usable metadata ({fault})") from None
     if record.get("name") != metadata.name:
@@ -122,8 +152,12 @@ def recognise(folder: str | Path) -> Metadata:
     return metadata
 
 
-def load_model(folder: str | Path, base: str | Path | nn.Module | None = None, *,
-               device: str | torch.device | None = None) -> tuple[nn.Module, Metadata]:
+def load_model(
+    folder: str | Path,
+    base: str | Path | nn.Module | None = None,
+    *,
+    device: str | torch.device | None = None,
+) -> tuple[nn.Module, Metadata]:
     """Load a saved model as what it is: the base in its bits with the adapters on it, or the model alone.
 
     base: what carries the adapters, in memory or by name; None takes the recorded source.
@@ -138,12 +172,19 @@ def load_model(folder: str | Path, base: str | Path | nn.Module | None = None, *
     if base is None:
         base = metadata.base_source
         if not base:
-            raise ValueError(f"{folder}: adapters of {metadata.base!r} without a recorded source; give `base`")
+            raise ValueError(
+                f"{folder}: adapters of {metadata.base!r} without a recorded source; give `base`"
+            )
     if not isinstance(base, nn.Module):
         base = _load_whole(base)
     if getattr(base, "vqlora_precision", None) is None:
-        base = load_quantized(base, metadata.bits, double_quant=metadata.double_quant, device=device,
-                              quantize_head=metadata.head == metadata.bits != "bf16")
+        base = load_quantized(
+            base,
+            metadata.bits,
+            double_quant=metadata.double_quant,
+            device=device,
+            quantize_head=metadata.head == metadata.bits != "bf16",
+        )
     check_base(metadata, base)
     model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True)
     close_packing_trap(model)
@@ -151,25 +192,40 @@ def load_model(folder: str | Path, base: str | Path | nn.Module | None = None, *
 
 
 def check_base(metadata: Metadata, base: nn.Module) -> None:
-    """Raise ValueError, naming both, unless `base` is the model and bits that the adapters were trained on."""
+    """Raise ValueError, naming both, unless `base` is what the adapters were trained on, in the same bits."""
     precision: Precision | None = getattr(base, "vqlora_precision", None)
-    have = {"base_type": _plain(base).config.model_type, "bits": precision.bits if precision else _float_bits(base),
-            "base_digest": base_digest(base), "head": precision.head if precision else _float_bits(base)}
+    have = {
+        "base_type": _plain(base).config.model_type,
+        "bits": precision.bits if precision else _float_bits(base),
+        "base_digest": base_digest(base),
+        "head": precision.head if precision else _float_bits(base),
+    }
     if precision is not None and precision.bits in ("nf4", "fp4"):
         have["double_quant"] = precision.double_quant
     for key, value in have.items():
         if value != getattr(metadata, key):
-            raise ValueError(f"{metadata.name}: {key}: trained on {getattr(metadata, key)!r} ({metadata.base}), "
-                             f"but this base has {value!r}")
+            raise ValueError(
+                f"{metadata.name}: {key}: trained on {getattr(metadata, key)!r} ({metadata.base}), "
+                f"but this base has {value!r}"
+            )
 
 
 def _as_seed(metadata: Metadata) -> dict:
     """The block other tools look for: method, bits as a number, head, backend, extras."""
     number = {"w4": 4, "w4fp4": 4, "w8": 8, "w16": 16, "w32": 32}[_WEIGHTS[metadata.bits]]
-    return {"method": metadata.method, "weights_bits": number, "lm_head_dtype": metadata.head,
-            "backend": metadata.backend,
-            "extras": {"double_quant": metadata.double_quant, "base_quant_type": metadata.bits,
-                       "compute_dtype": metadata.compute_dtype, "lora_r": metadata.rank, "merged": metadata.merged}}
+    return {
+        "method": metadata.method,
+        "weights_bits": number,
+        "lm_head_dtype": metadata.head,
+        "backend": metadata.backend,
+        "extras": {
+            "double_quant": metadata.double_quant,
+            "base_quant_type": metadata.bits,
+            "compute_dtype": metadata.compute_dtype,
+            "lora_r": metadata.rank,
+            "merged": metadata.merged,
+        },
+    }
 
 
 def _load_whole(source: str | Path) -> nn.Module:

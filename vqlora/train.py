@@ -1,24 +1,21 @@
 """Train one arm on one domain and score it: the function behind every row of the results.
 
-    result = execute(settings, "build/cpu/data", "build/cpu/work/<key>")     # RunResult(metrics, cost, examples)
+    result = execute(settings, "build/cpu/data", "build/cpu/work/<key>")   # metrics, cost, examples
 
-Training runs on the Hugging Face Trainer; the loss alone is ours. A run killed at any moment goes on from its last
-whole checkpoint to the same numbers: the order of examples is a pure function of (seed, position), the Trainer
-restores weights, optimizer, schedule and random state, and a checkpoint counts only once its marker is written.
+Training runs on the Hugging Face Trainer; the loss alone is ours. A run killed at any moment goes on from its
+last whole checkpoint to the same numbers: the order of examples is a pure function of (seed, position), and
+the Trainer restores weights, optimizer, schedule and random state.
 """
+
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,41 +24,46 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from vqlora import cost
+from vqlora.base import load_base
 from vqlora.baselines import attach, prepare, trainable_report
+from vqlora.checkpoints import MarkWhole, last_whole_checkpoint
+from vqlora.data.batches import ClipDataset, Collator, shuffled
+from vqlora.data.cache import FrameStore
+from vqlora.data.formats import load_kinemoji
+from vqlora.evaluate import evaluate
+from vqlora.quantize import compute_dtype
 
-CONTRASTIVE_SCALE = 12.0                        # inverse temperature, about what the base was pretrained with
-MARKER = "complete.json"
+CONTRASTIVE_SCALE = 12.0  # inverse temperature, about what the base was pretrained with
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run gives: `metrics` repeat exactly, `cost` is bound to the machine, `examples` has a row per item."""
+    """What one run gives: `metrics` repeat exactly, `cost` is bound to the machine, `examples` has a row per
+    item.
+    """
 
     metrics: dict[str, float]
     cost: dict[str, float]
-    examples: object = None                     # pandas.DataFrame
+    examples: object = None  # pandas.DataFrame
 
 
 class Schedule(Dataset):
-    """The examples of a whole training run in order: item i is a pure function of (seed, i).
+    """The examples of a whole training run, in order: item i is `dataset` at place i of an endless shuffled
+    stream.
 
-    Every epoch is a fresh permutation of `dataset`; item i is `dataset[index]` of epoch i // len(dataset), asked for
-    as `dataset.item(index, epoch)` where the data set has that method.
+    The Trainer reads it front to back, so a resumed run skips what was seen and gets the rest of the same
+    stream.
     """
 
-    def __init__(self, dataset, length: int, seed: int) -> None:
-        if not len(dataset):
-            raise ValueError("training: no clip to train on")
-        self.dataset, self.length, self.seed = dataset, length, seed
+    def __init__(self, dataset, count: int, seed: int) -> None:
+        self.dataset, self.order = dataset, shuffled(len(dataset), count, seed)
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.order)
 
-    def __getitem__(self, position: int):
-        epoch, offset = divmod(position, len(self.dataset))
-        index = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))[offset])
-        return self.dataset[index, epoch]
+    def __getitem__(self, place: int):
+        return self.dataset[int(self.order[place])]
 
 
 class VideoTrainer(Trainer):
@@ -70,18 +72,23 @@ class VideoTrainer(Trainer):
     def __init__(self, *args, contrastive_weight: float = 0.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.contrastive_weight = contrastive_weight
-        self.model_accepts_loss_kwargs = False      # a mean per micro-batch: accumulation divides it, the model does not
+        self.model_accepts_loss_kwargs = (
+            False  # a mean per micro-batch: accumulation divides it, the model does not
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = batch_loss(model, inputs, self.contrastive_weight)
         return (loss, outputs) if return_outputs else loss
 
 
-def batch_loss(model: nn.Module, batch: Mapping[str, Tensor], contrastive_weight: float) -> tuple[Tensor, object]:
+def batch_loss(
+    model: nn.Module, batch: Mapping[str, Tensor], contrastive_weight: float
+) -> tuple[Tensor, object]:
     """Cross-entropy of captions and answers, plus `contrastive_weight` times symmetric InfoNCE.
 
-    InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) contrasts the batch's B video vectors with the vectors of
-    their reference captions (`text_ids`, `text_mask` [B, Lt]). Other keys of `batch` go to the model.
+    InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) contrasts the batch's B video vectors with the
+    vectors of their reference captions (`text_ids`, `text_mask` [B, Lt]). Other keys of `batch` go to the
+    model.
     """
     batch = dict(batch)
     text_ids, text_mask = batch.pop("text_ids", None), batch.pop("text_mask", None)
@@ -102,75 +109,166 @@ def info_nce(video: Tensor, text: Tensor, scale: float = CONTRASTIVE_SCALE) -> T
 
 
 def pick_optimizer(asked: str, model: nn.Module, device: str | torch.device) -> tuple[str, str]:
-    """The Trainer's name of an optimizer, and why. `asked` "auto" takes a paged 8-bit AdamW for 4-bit models on CUDA.
+    """The Trainer's name of an optimizer, and why. `asked` "auto" takes a paged 8-bit AdamW for 4-bit models
+    on CUDA.
 
-    Paged and 8-bit optimizers keep their state in CUDA's unified memory; elsewhere AdamW stands in, with a reason.
+    Paged and 8-bit optimizers keep their state in CUDA's unified memory; elsewhere AdamW stands in, with a
+    reason.
     """
     cuda = torch.device(device).type == "cuda"
     if asked == "auto":
         if cuda and getattr(model, "is_loaded_in_4bit", False):
-            return "paged_adamw_8bit", "4-bit base on CUDA: the optimizer's state can leave the card when it is full"
+            return (
+                "paged_adamw_8bit",
+                "4-bit base on CUDA: the optimizer's state can leave the card when it is full",
+            )
         return "adamw_torch", "no paging without CUDA" if not cuda else "the base is not in 4 bits"
     if not cuda and ("paged" in asked or "8bit" in asked or "bnb" in asked):
-        return "adamw_torch", f"{asked!r} was asked for, but paged and 8-bit states need CUDA and this is {device}"
+        return (
+            "adamw_torch",
+            f"{asked!r} was asked for, but paged and 8-bit states need CUDA and this is {device}",
+        )
     if asked not in {*map(str, _optimizers())}:
         raise ValueError(f"optimizer: {asked!r} is not known; allowed: auto, " + ", ".join(_optimizers()))
     return asked, "asked for"
 
 
-def train(model: nn.Module, settings, dataset, collator, work: str | Path, *, save_steps: int = 20,
-          progress: bool = False) -> dict[str, float]:
-    """Train `model` in place for `settings.steps` steps; returns {"train_cpu_s", "train_wall_s", "step_s", ...}.
+def execute(settings, data_root: str | Path, work: str | Path, *, progress: bool = False) -> RunResult:
+    """One whole run: base in its bits, arm, training, evaluation. `settings` is a
+    `vqlora.config.RunSettings`.
 
-    Logs for TensorBoard go to `work/tensorboard`, checkpoints to `work/checkpoints`; if whole ones are there, the run
-    goes on from the last. `dataset[index, epoch]` gives one example, `collator` makes a batch of them.
-    Raises ValueError if the learning rate is 0 or nothing is trainable.
+    data_root: folder with a folder per domain, and `cache/` for decoded frames. work: this run's own folder;
+    what a killed run left there is gone on from. Bad clips are left out and counted (`clips_left_out`).
+    """
+    torch.set_num_threads(settings.threads)
+    data_root, work = Path(data_root), Path(work)
+    cost.reset_resident_peak()
+    model, tokenizer = load_base(settings.base)
+    model = attach(prepare(model, settings), settings)
+    device = next(model.parameters()).device
+    per_frame = getattr(model.config, "tokens_per_frame", 4)
+    clips, store, skipped = _clips(data_root, settings.domain, settings.eval_part, settings.eval_clips)
+    costs, metrics, left_out = static_cost(model), {}, skipped
+    if settings.arm != "frozen" and settings.steps:
+        train_clips, train_store, skipped = _clips(data_root, settings.domain, "train", settings.train_clips)
+        left_out = left_out + skipped
+        share = {"question_share": settings.question_share, "tokens_per_frame": per_frame}
+        probe = ClipDataset(
+            train_clips, train_store, settings.frames, settings.select
+        )  # the same for every seed
+        batch = Collator(tokenizer, **share)([probe[i] for i in range(settings.batch_size)])
+        batch = {key: value.to(device) for key, value in batch.items()}
+        costs |= measure_step(model, batch, settings.contrastive_weight)
+        data = ClipDataset(train_clips, train_store, settings.frames, settings.select, seed=settings.seed)
+        collator = Collator(tokenizer, seed=settings.seed, **share)
+        trained = train(model, settings, data, collator, work, progress=progress)
+        metrics["train_loss"] = trained.pop("train_loss")
+        costs |= trained
+        costs["train_bytes"] = (
+            costs["weight_bytes"]
+            + costs["adapter_bytes"]
+            + costs["optimizer_bytes"]
+            + costs["step_peak_bytes"]
+        )
+    with cost.cpu_seconds() as taken:
+        found = evaluate(model, tokenizer, clips, store, frames=settings.frames, select=settings.select)
+    costs |= {"eval_cpu_s": taken["cpu_s"], "eval_wall_s": taken["wall_s"]}
+    costs |= {name: float(value) for name, value in cost.device_memory().items()}
+    metrics |= found.summary
+    metrics["clips_left_out"] = metrics.get("clips_left_out", 0.0) + left_out
+    return RunResult(metrics, costs, found.examples)
+
+
+def static_cost(model: nn.Module) -> dict[str, float]:
+    """Parameters and bytes that do not depend on a batch: weight_bytes counts quantization constants and
+    buffers.
+    """
+    report, held = trainable_report(model), cost.static_bytes(model)
+    adapter_bytes = held["trainable"] if report["total"] > report["base"] else 0
+    return {
+        "trainable_parameters": float(report["trainable"]),
+        "trainable_frac": report["trainable_frac"],
+        "base_parameters": float(report["base"]),
+        "weight_bytes": float(held["total"] - adapter_bytes),
+        "constant_bytes": float(held["constants"]),
+        "adapter_bytes": float(adapter_bytes),
+    }
+
+
+def _clips(data_root: Path, domain: str, part: str, count: int):
+    """(the first `count` clips of a part, their frames, number of annotation rows that could not be used)."""
+    loaded = load_kinemoji(data_root, domain, part)
+    if len(loaded.clips) < count:
+        raise ValueError(
+            f"{data_root / domain}: {count} clips of part {part!r} asked for, {len(loaded.clips)} there"
+        )
+    store = FrameStore(
+        loaded.clips, data_root / "cache", progress=False
+    )  # whole part: one cache for all runs
+    return loaded.clips[:count], store, len(loaded.left_out)
+
+
+def train(
+    model: nn.Module,
+    settings,
+    dataset,
+    collator,
+    work: str | Path,
+    *,
+    save_steps: int = 20,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Train `model` in place for `settings.steps` steps; returns {"train_cpu_s", "train_wall_s", "step_s",
+    ...}.
+
+    Logs for TensorBoard go to `work/tensorboard`, checkpoints to `work/checkpoints`; if whole ones are there,
+    the run goes on from the last. `dataset[index, epoch]` gives one example, `collator` makes a batch of
+    them. Raises ValueError if the learning rate is 0 or nothing is trainable.
     """
     work, device = Path(work), next(model.parameters()).device
     if not settings.learning_rate > 0:
-        raise ValueError(f"learning_rate: {settings.learning_rate} given for arm {settings.arm!r}; it must be above 0")
+        raise ValueError(
+            f"learning_rate: {settings.learning_rate} given for arm {settings.arm!r}; it must be above 0"
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"arm {settings.arm!r}: no parameter is trainable; see baselines.attach")
     optimizer, reason = pick_optimizer(settings.optimizer, model, device)
     _log.info("optimizer %s: %s", optimizer, reason)
     examples = Schedule(dataset, settings.steps * settings.batch_size * settings.accumulation, settings.seed)
     clock = _StepClock()
-    callbacks = [_MarkWhole(), clock]
+    callbacks = [MarkWhole(), clock]
     writer = _tensorboard(work / "tensorboard")
     if writer is not None:
         writer.add_text("optimizer", f"{optimizer}: {reason}")
         callbacks.append(TensorBoardCallback(writer))
-    trainer = VideoTrainer(model, _arguments(settings, optimizer, device, model, work, save_steps, progress), collator,
-                           examples, callbacks=callbacks, contrastive_weight=settings.contrastive_weight)
+    trainer = VideoTrainer(
+        model,
+        _arguments(settings, optimizer, device, model, work, save_steps, progress),
+        collator,
+        examples,
+        callbacks=callbacks,
+        contrastive_weight=settings.contrastive_weight,
+    )
     last = last_whole_checkpoint(work / "checkpoints")
     with cost.cpu_seconds() as taken:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {"train_cpu_s": taken["cpu_s"], "train_wall_s": taken["wall_s"],
-            "step_s": statistics.median(clock.steps_s) if clock.steps_s else float("nan"),
-            "steps_here": float(len(clock.steps_s)), "train_loss": losses[-1] if losses else float("nan"),
-            "optimizer_bytes": float(cost.optimizer_bytes(trainer.optimizer))}
+    return {
+        "train_cpu_s": taken["cpu_s"],
+        "train_wall_s": taken["wall_s"],
+        "step_s": statistics.median(clock.steps_s) if clock.steps_s else float("nan"),
+        "steps_here": float(len(clock.steps_s)),
+        "train_loss": losses[-1] if losses else float("nan"),
+        "optimizer_bytes": float(cost.optimizer_bytes(trainer.optimizer)),
+    }
 
 
-def last_whole_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint in `folder` whose files all have the sizes its marker names; others are removed."""
-    found = []
-    for path in sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
-        try:
-            sizes = json.loads((path / MARKER).read_text())
-            whole = sizes == _sizes(path)
-        except (OSError, ValueError):
-            whole = False
-        if whole:
-            found.append(path)
-        else:
-            _log.warning("%s was only half written; it is removed", path)
-            shutil.rmtree(path, ignore_errors=True)
-    return found[-1] if found else None
-
-
-def measure_step(model: nn.Module, batch: Mapping[str, Tensor], contrastive_weight: float) -> dict[str, float]:
-    """Peak bytes above the model, and FLOPs, of one training step's forward and backward; leaves no gradients."""
+def measure_step(
+    model: nn.Module, batch: Mapping[str, Tensor], contrastive_weight: float
+) -> dict[str, float]:
+    """Peak bytes above the model, and FLOPs, of one training step's forward and backward; leaves no
+    gradients.
+    """
     trainable = any(p.requires_grad for p in model.parameters())
 
     def step() -> None:
@@ -183,7 +281,9 @@ def measure_step(model: nn.Module, batch: Mapping[str, Tensor], contrastive_weig
     model.train(trainable)
     try:
         with torch.random.fork_rng():
-            peak = cost.step_bytes(lambda: flops.append(cost.count_flops(step)), next(model.parameters()).device)
+            peak = cost.step_bytes(
+                lambda: flops.append(cost.count_flops(step)), next(model.parameters()).device
+            )
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
@@ -191,31 +291,37 @@ def measure_step(model: nn.Module, batch: Mapping[str, Tensor], contrastive_weig
 
 
 def _arguments(settings, optimizer, device, model, work, save_steps, progress) -> TrainingArguments:
-    autocast = settings.arm == "full" and _compute(settings, device) == "bf16"    # float32 masters, bf16 products
+    compute = compute_dtype(settings.compute_dtype, device).name
+    more = {}
+    if settings.gradient_checkpointing:
+        more = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
-        output_dir=str(work / "checkpoints"), max_steps=settings.steps, learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
+        output_dir=str(work / "checkpoints"),
+        max_steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
-        warmup_steps=min(settings.warmup_steps, settings.steps), weight_decay=settings.weight_decay, optim=optimizer,
-        bf16=autocast, gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-        seed=settings.seed, train_sampling_strategy="sequential", use_cpu=device.type == "cpu",
-        save_strategy="steps", save_steps=save_steps, save_total_limit=2, logging_steps=max(1, settings.steps // 20),
-        logging_first_step=True, report_to="none", disable_tqdm=not progress, remove_unused_columns=False,
-        dataloader_num_workers=0, dataloader_pin_memory=False, label_names=["labels"])
-
-
-class _MarkWhole(TrainerCallback):
-    """After a checkpoint's last file: push all to disk, then write the marker in one move."""
-
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        part = folder / (MARKER + ".part")
-        part.write_text(json.dumps(_sizes(folder)))
-        part.replace(folder / MARKER)
+        warmup_steps=min(settings.warmup_steps, settings.steps),
+        weight_decay=settings.weight_decay,
+        optim=optimizer,
+        bf16=settings.arm == "full" and compute == "bf16",  # float32 masters, bf16 products
+        seed=settings.seed,
+        train_sampling_strategy="sequential",
+        use_cpu=device.type == "cpu",
+        save_strategy="steps",
+        save_steps=save_steps,
+        save_total_limit=2,
+        logging_steps=max(1, settings.steps // 20),
+        logging_first_step=True,
+        report_to="none",
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+        **more,
+    )
 
 
 class _StepClock(TrainerCallback):
@@ -231,11 +337,6 @@ class _StepClock(TrainerCallback):
         self.steps_s.append(time.perf_counter() - self._began)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in (MARKER, MARKER + ".part")}
-
-
 def _tensorboard(folder: Path):
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -249,9 +350,3 @@ def _optimizers() -> list[str]:
     from transformers.training_args import OptimizerNames
 
     return [name.value for name in OptimizerNames]
-
-
-def _compute(settings, device) -> str:
-    from vqlora.quantize import compute_dtype
-
-    return compute_dtype(settings.compute_dtype, device).name
