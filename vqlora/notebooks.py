@@ -40,8 +40,8 @@ class Here:
 
     @property
     def cache(self) -> Path:
-        """`build/data`: decoded frames and sprites, shared by all profiles."""
-        return self.root / "build" / "data"
+        """Folder whose `cache/` holds decoded frames; runs look there, too, so each clip is decoded once."""
+        return self.data
 
     @property
     def results(self) -> Path:

@@ -93,7 +93,7 @@ class Step:
         found = [path.relative_to(self.here.build).as_posix() for path in files
                  if path.is_file() and path.stat().st_mtime_ns >= since_ns]
         if self.name == "01_data":
-            found += [f"data/{path.name}/" for path in self.here.data.glob("*") if path.is_dir()]
+            found += [f"data/{domain}/" for domain in self.here.profile.data.domains]
         return self.wrote(dict.fromkeys(sorted(found), ""))
 
     def expected_s(self) -> float | None:
