@@ -3,15 +3,15 @@ import av
 import numpy as np
 
 
-def pictures(frames=12, height=32, width=64, seed=0):
+def pictures(frames=12, height=32, width=64, seed=0, noise=4):
     """uint8 [T, H, W, 3]: frame t is grey 15 + 5t, with a little texture."""
     rng = np.random.default_rng(seed)
-    texture = rng.integers(0, 4, (1, height, width, 1))
+    texture = rng.integers(0, noise, (1, height, width, 1))
     grey = 15 + 5 * np.arange(frames)[:, None, None, None]
     return np.broadcast_to(grey + texture, (frames, height, width, 3)).astype(np.uint8)
 
 
-def encode(path, frames=12, *, seed=0, height=32, width=64, fps=8, codec="libx264", **options):
+def encode(path, frames=12, *, seed=0, height=32, width=64, fps=8, codec="libx264", noise=4, **options):
     """Write a video and return its path; options go to the encoder (g, bf, crf, x264-params ...)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -22,7 +22,7 @@ def encode(path, frames=12, *, seed=0, height=32, width=64, fps=8, codec="libx26
                 key.replace("_", "-"): str(value) for key, value in options.items()}
         else:
             stream.bit_rate = 4_000_000
-        for picture in pictures(frames, height, width, seed):
+        for picture in pictures(frames, height, width, seed, noise):
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():

@@ -152,6 +152,8 @@ def test_a_stretch_of_a_long_video_is_its_own_clip(tmp_path):
     store = make_store([*cut, late], tmp_path)
     assert [shown(store[i]) for i in range(3)] == [list(range(8 * i, 8 * i + 8)) for i in range(3)]
     assert [row.reason for row in store.left_out] == ["no frames from 7 to 9 s"]
+    assert shown(make_store([dataclasses.replace(cut[0], end_s=0.5)], tmp_path)[0]) == [0, 1, 2, 3]
+    assert shown(make_store(cut[:1], tmp_path)[0]) == list(range(8))  # the same file, another stretch
 
 
 def test_store_travels_to_worker_processes_without_its_frames(tmp_path):
