@@ -31,6 +31,7 @@ def small_config(vocab_size: int, width: int = 192, layers: int = 4, **overrides
         bos_token_id=SPECIAL_TOKENS.index("<bos>"),
         eos_token_id=SPECIAL_TOKENS.index("<eos>"),
         tie_word_embeddings=True,
+        initializer_range=0.06,
     )
     ids = {k: getattr(text, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")}
     return KineVLMConfig(text_config=text, **ids, **overrides)

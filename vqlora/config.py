@@ -109,7 +109,7 @@ class PretrainSettings(Settings):
     pretrain: bool = False                                   # False: evaluate the released base only
     val_clips: int = Field(512, ge=1)
     seed: int = Field(0, ge=0)
-    steps: int = Field(1100, ge=1)
+    steps: int = Field(1150, ge=1)
     vision_steps: int = Field(250, ge=0)                     # of them: vision tower alone, on dense labels
     batch_size: int = Field(48, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
@@ -125,6 +125,8 @@ class PretrainSettings(Settings):
     questions: int = Field(3, ge=0)                          # per clip and step
     contrastive_weight: float = Field(0.25, ge=0)
     dense_weight: float = Field(0.5, ge=0)
+    name_weight: float = Field(0.5, ge=0)                    # visual tokens read as the names of what they show
+    motion_weight: float = Field(1.0, ge=0)                  # visual tokens tell what moved since the last frame
     text_weight: float = Field(0.3, ge=0)
     foreign_share: float = Field(0.5, ge=0, le=1)            # text-only sentences in es, de, fr or zh
     save_steps: int = Field(100, ge=1)

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>", "<emb>", "<cap>", "<qst>", "<ans>")
@@ -44,7 +45,7 @@ class KineVLMConfig(PreTrainedConfig):
         text_config: dict | LlamaConfig | None = None,
         image_token_id: int = SPECIAL_TOKENS.index("<image>"),
         embed_token_id: int = SPECIAL_TOKENS.index("<emb>"),
-        initializer_range: float = 0.02,
+        initializer_range: float = 0.06,  # about 1 / sqrt(width): at these widths 0.02 starts too quiet
         **kwargs,
     ):
         if image_size % 32:
@@ -133,7 +134,7 @@ class _Block(nn.Module):
 
 
 class KineVisionTower(nn.Module):
-    """Frames ``[B*T, 3, H, W]`` in [-1, 1] to features ``[B*T, N, width]``; rows: sample-major, then frame."""
+    """Frames ``[B*T, 3, H, W]`` in [-1, 1] to features ``[B*T, N, width]``; rows by sample, then frame."""
 
     def __init__(self, config: KineVLMConfig):
         super().__init__()
@@ -150,6 +151,10 @@ class KineVisionTower(nn.Module):
         return self.norm(x)
 
 
+class _Place(nn.Embedding):
+    """Where in its frame a visual token lies; drawn large enough to be heard beside the features."""
+
+
 class KineProjector(nn.Module):
     """Fusion: 2 x 2 patches become one token, which carries its frame, its change since the last, and its
     time."""
@@ -160,11 +165,11 @@ class KineProjector(nn.Module):
         width = config.text_config.hidden_size
         self.linear_1 = nn.Linear(8 * config.vision_width, config.projector_width)
         self.linear_2 = nn.Linear(config.projector_width, width)
-        self.place = nn.Embedding(config.tokens_per_frame, width)
+        self.place = _Place(config.tokens_per_frame, width)
         self.time = nn.Linear(32, width)
 
     def forward(self, features: Tensor, times: Tensor) -> Tensor:
-        """``features [B*T, N, W]``, ``times [B, T]`` in [0, 1] -> ``[B, T*M, D]``."""
+        """``features [B*T, N, W]``, ``times [B, T]`` -> ``[B, T*M, D]``."""
         clips, frames = times.shape
         g = self.grid // 2
         x = (
@@ -231,6 +236,11 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.embed_head = nn.Linear(config.text_config.hidden_size, config.embed_width, bias=False)
         self.post_init()
 
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, _Place):
+            init.normal_(module.weight, std=0.3)
+
     def get_input_embeddings(self):
         return self.model.language_model.embed_tokens
 
@@ -241,7 +251,7 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def video_tokens(self, pixel_values: Tensor, frame_times: Tensor | None = None) -> Tensor:
-        """``pixel_values [B, T, 3, H, W]`` in [-1, 1], ``frame_times [B, T]`` in [0, 1] -> ``[B, T*M, D]``."""
+        """``pixel_values [B, T, 3, H, W]`` in [-1, 1], ``frame_times [B, T]`` -> ``[B, T*M, D]``."""
         clips, frames = pixel_values.shape[:2]
         if frame_times is None:
             frame_times = torch.linspace(0, 1, frames, device=pixel_values.device).expand(clips, frames)

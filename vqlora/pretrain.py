@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from .base import KineVLMForConditionalGeneration, build_tokenizer, small_config
 from .config import PretrainSettings
-from .pretrain_data import Pack, SourceClips
+from .data.kinemoji.domains import MOTIONS
+from .pretrain_data import IGNORE, NOBODY, Pack, SourceClips
 
 
 def new_model(recipe: PretrainSettings):
@@ -49,41 +50,52 @@ class KineVLMForPretraining(KineVLMForConditionalGeneration):
     def __init__(self, config, recipe: PretrainSettings | None = None):
         super().__init__(config)
         self.recipe = recipe or PretrainSettings()
-        self.dense_head = nn.Linear(config.vision_width, 73 + 6)
+        self.dense_head = nn.Linear(config.vision_width, NOBODY + 1 + 6)
+        self.motion_head = nn.Linear(config.text_config.hidden_size, len(MOTIONS) + 1)
         self.log_temperature = nn.Parameter(torch.tensor(2.5))
         self.post_init()
 
-    def forward(self, pixel_values, frame_times, dense, input_ids=None, labels=None, position_ids=None,
+    def forward(self, pixel_values, frame_times, patches, motions, names, input_ids=None, labels=None,
+    position_ids=None,
                 attention_mask=None, text_ids=None, text_labels=None, text_mask=None):  # fmt: skip
         recipe, read = self.recipe, super().forward
         features = self.model.vision_tower(pixel_values.flatten(0, 1))
-        seen = dense_loss(self.dense_head(features), dense.flatten(0, 1))
-        if input_ids is None:
-            return {"loss": seen}
         visual = self.model.multi_modal_projector(features, frame_times)
-        embeds = self._fill(input_ids, self.get_input_embeddings()(input_ids), visual)
-        told = read(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids,
-        labels=labels,
-                    use_cache=False)  # fmt: skip
-        text = read(text_ids, attention_mask=text_mask, labels=text_labels, use_cache=False)
-        clips = len(pixel_values)
-        match = contrastive_loss(
-            self.embed(told.last_hidden_state, input_ids),
-            self.embed(text.last_hidden_state[:clips], text_ids[:clips]),
-            self.log_temperature.exp(),
-        )
-        loss = (told.loss + recipe.contrastive_weight * match + recipe.dense_weight * seen
-                + recipe.text_weight * text.loss)  # fmt: skip
-        return {"loss": loss}
+        called = self.lm_head(
+            self.model.language_model.norm(visual)
+        )  # a visual token should read as its name
+        parts = {
+            "dense": recipe.dense_weight * dense_loss(self.dense_head(features), patches.flatten(0, 1)),
+            "name": recipe.name_weight
+            * F.cross_entropy(called.flatten(0, 1), names.flatten(), ignore_index=IGNORE),
+        }
+        seen = F.cross_entropy(self.motion_head(visual).flatten(0, 1), motions.flatten())
+        parts["motion"] = recipe.motion_weight * seen
+        if input_ids is not None:
+            embeds = self._fill(input_ids, self.get_input_embeddings()(input_ids), visual)
+            told = read(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids,
+            labels=labels,
+                        use_cache=False)  # fmt: skip
+            text = read(text_ids, attention_mask=text_mask, labels=text_labels, use_cache=False)
+            clips = len(pixel_values)
+            match = contrastive_loss(
+                self.embed(told.last_hidden_state, input_ids),
+                self.embed(text.last_hidden_state[:clips], text_ids[:clips]),
+                self.log_temperature.exp(),
+            )
+            parts |= {"told": told.loss, "match": recipe.contrastive_weight * match,
+                      "text": recipe.text_weight * text.loss}  # fmt: skip
+        self.parts = {name: part.item() for name, part in parts.items()}
+        return {"loss": sum(parts.values())}
 
 
 def dense_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
     """Cross-entropy of the covering sprite plus smooth L1 of its pose where there is one."""
     sprite, pose = wanted[..., 0].long(), wanted[..., 1:]
-    loss = F.cross_entropy(predicted[..., :73].flatten(0, 1), sprite.flatten())
-    there = sprite < 72
+    loss = F.cross_entropy(predicted[..., : NOBODY + 1].flatten(0, 1), sprite.flatten())
+    there = sprite < NOBODY
     if there.any():
-        loss = loss + 2 * F.smooth_l1_loss(predicted[..., 73:][there], pose[there], beta=0.1)
+        loss = loss + 2 * F.smooth_l1_loss(predicted[..., NOBODY + 1 :][there], pose[there], beta=0.1)
     return loss
 
 
@@ -168,6 +180,9 @@ def _worker(out: Path) -> None:
             return torch.utils.data.SequentialSampler(
                 self.train_dataset
             )  # clips are random already; stages are not
+
+        def log(self, logs, *args, **kwargs):
+            super().log(logs | {name: round(part, 4) for name, part in model.parts.items()}, *args, **kwargs)
 
     trainer = InOrder(
         model=model,

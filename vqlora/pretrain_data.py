@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import PretrainSettings
-from .data.kinemoji.domains import DOMAINS
+from .data.kinemoji.domains import DOMAINS, LASTING, MOTIONS
 from .data.kinemoji.language import captions, text_only
 from .data.kinemoji.questions import questions
 from .data.kinemoji.render import render, states_at
@@ -41,8 +41,9 @@ class SourceClips(torch.utils.data.Dataset):
             "vision_only": vision_only,
             "frames": render(scene, self.sprites, indices),
             "times": (indices / (scene.frames - 1)).astype(np.float32),
-            "dense": dense_labels(scene, indices),
         }
+        item["patches"], item["cells"] = dense_labels(scene, indices)
+        item["motions"] = motion_labels(scene, indices)
         if not vision_only:
             asked = questions(scene)
             chosen = rng.permutation(len(asked))[: recipe.questions]
@@ -71,32 +72,64 @@ def mixed_frames(scene, k: int, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rng.choice(scene.frames, size=k, replace=False, p=weights / weights.sum()))
 
 
-def dense_labels(scene, indices) -> np.ndarray:
-    """Float32 ``[T, 16, 7]``: sprite index of each 16-pixel patch (72: nobody), then centre offset (x, y),
-    scale,
-    opacity, sine and cosine of the angle of the sprite that covers most of the patch (if at least a fifth
-    of it)."""
+def dense_labels(scene, indices) -> tuple[np.ndarray, np.ndarray]:
+    """What the renderer knows of each patch and each cell (the 32 pixels that one visual token stands for).
 
-    out = np.zeros((len(indices), 16, 7), dtype=np.float32)
-    out[..., 0] = 72
-    edges = np.arange(4) * 16.0
+    Patches: float32 ``[T, 16, 7]``: the sprite that covers most of a 16-pixel patch, if a fifth of it (72:
+    nobody), then its centre offset (x, y), scale, opacity, sine and cosine of its angle. Cells: int64 ``[T,
+    4]``, the sprite that covers most of the cell, if a sixth of it (72: nobody).
+    """
+    patches = np.zeros((len(indices), 16, 7), dtype=np.float32)
+    patches[..., 0] = NOBODY
+    cells = np.full((len(indices), 4), NOBODY)
     for row, t in enumerate(indices):
-        best = np.full(16, 0.2)
+        most_of_patch, most_of_cell = np.full(16, 0.2), np.full(4, 1 / 6)
         for actor, (x, y, scale, opacity, angle) in states_at(scene, int(t)):
             if opacity < 0.3 or not actor.mentioned:
                 continue
             half = actor.size * scale / 2
-            across = np.clip(np.minimum(x + half, edges + 16) - np.maximum(x - half, edges), 0, None) / 16
-            down = np.clip(np.minimum(y + half, edges + 16) - np.maximum(y - half, edges), 0, None) / 16
-            cover = np.outer(down, across).ravel()
-            where = cover > best
-            best = np.maximum(best, cover)
+            of_patch, of_cell = _covered(x, y, half, 4), _covered(x, y, half, 2)
+            where = of_patch > most_of_patch
+            cells[row, of_cell > most_of_cell] = actor.sprite
+            most_of_patch, most_of_cell = (
+                np.maximum(of_patch, most_of_patch),
+                np.maximum(of_cell, most_of_cell),
+            )
+            edges = np.arange(4) * 16.0
             cx, cy = (x - np.tile(edges, 4) - 8) / 16, (y - np.repeat(edges, 4) - 8) / 16
             turn = np.deg2rad(angle)
-            values = np.stack([np.full(16, actor.sprite), cx, cy, np.full(16, scale * actor.size / 24)], -1)
-            rest = np.tile([opacity, np.sin(turn), np.cos(turn)], (16, 1))
-            out[row, where] = np.concatenate([values, rest], -1)[where]
+            rest = [actor.size * scale / 24, opacity, np.sin(turn), np.cos(turn)]
+            pose = np.concatenate(
+                [np.stack([np.full(16, actor.sprite), cx, cy], -1), np.tile(rest, (16, 1))], -1
+            )
+            patches[row, where] = pose[where]
+    return patches, cells
+
+
+def motion_labels(scene, indices) -> np.ndarray:
+    """int64 ``[T, 4]``: what the actor of each cell did since the frame before (12: nothing), as far as the
+    two
+    frames can show it: a passing motion leaves no trace, so one of them must lie inside it."""
+    out = np.full((len(indices), 4), len(MOTIONS))
+    for row in range(1, len(indices)):
+        before, now = int(indices[row - 1]), int(indices[row])
+        for event in scene.events:
+            actor = scene.actors[event.actor]
+            inside = any(event.start <= t < event.end for t in (before, now))
+            shot = scene.shots[actor.shot]
+            spans = shot.start <= before and before < event.end and now >= event.start and now < shot.end
+            if spans and (inside or event.motion in LASTING):
+                out[row, actor.cell] = MOTIONS.index(event.motion)
     return out
+
+
+def _covered(x: float, y: float, half: float, grid: int) -> np.ndarray:
+    """Share of each of ``grid * grid`` squares of a frame under a box of side ``2 * half`` around (x, y)."""
+    side = 64 / grid
+    edges = np.arange(grid) * side
+    across = np.clip(np.minimum(x + half, edges + side) - np.maximum(x - half, edges), 0, None) / side
+    down = np.clip(np.minimum(y + half, edges + side) - np.maximum(y - half, edges), 0, None) / side
+    return np.outer(down, across).ravel()
 
 
 class Pack:
@@ -104,7 +137,9 @@ class Pack:
 
     def __init__(self, tokenizer, tokens_per_frame: int):
         self.ids = {t: tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens}
-        self.tokenizer, self.per_frame, self.cache = tokenizer, tokens_per_frame, {}
+        self.tokenizer, self.per_frame = tokenizer, tokens_per_frame
+        names = [self.words(sprite.names["en"])[0] for sprite in SPRITES]
+        self.names = torch.tensor([*names, IGNORE])  # by sprite; nobody has no name to learn
 
     def words(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -114,7 +149,9 @@ class Pack:
         batch = {
             "pixel_values": pixels.float().div_(127.5).sub_(1),
             "frame_times": torch.from_numpy(np.stack([i["times"] for i in items])),
-            "dense": torch.from_numpy(np.stack([i["dense"] for i in items])),
+            "patches": torch.from_numpy(np.stack([i["patches"] for i in items])),
+            "motions": torch.from_numpy(np.stack([i["motions"] for i in items])).flatten(1),
+            "names": self.names[torch.from_numpy(np.stack([i["cells"] for i in items]))].flatten(1),
         }
         if items[0]["vision_only"]:
             return batch
