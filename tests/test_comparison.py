@@ -75,6 +75,14 @@ def test_summary_has_each_arm_and_metric_once_with_an_interval_around_its_mean(r
     )
 
 
+def test_a_metric_that_some_runs_leave_open_has_a_mean_and_no_interval(runs):
+    some = [run("lora", 0, order_frac=0.9), run("lora", 1, order_frac=float("nan"))]
+    table = comparison.summarise([*some, run("full", 0, order_frac=float("nan"))], metrics=["order_frac"])
+    cell = table[table["metric"] == "order_frac"].set_index("arm")
+    assert cell.loc["lora", "value"] == 0.9 and cell.loc[["lora", "full"], "low"].isna().all()
+    assert np.isnan(cell.loc["full", "value"])
+
+
 def test_a_run_without_a_metric_that_others_have_is_named(runs):
     short = run("full", 9)
     del short.metrics["cider"]
