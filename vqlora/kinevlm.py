@@ -108,7 +108,7 @@ class _Attention(nn.Module):
             p(x).view(rows, n, self.heads, -1).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # Written out: at 16 patches the fused kernel is no faster, and its bf16 backward on CPU is much slower.
+        # Written out: at 16 patches the fused kernel is no faster, and its bf16 backward on CPU far slower.
         weights = torch.softmax(q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5), dim=-1)
         return self.o_proj((weights @ v).transpose(1, 2).reshape(rows, n, width))
 

@@ -164,7 +164,7 @@ def _cast(domain, windows, n_shots, rng) -> tuple[tuple[Actor, ...], tuple[Event
 
 
 def _inserts(domain, events, actors, rng) -> tuple[tuple[int, ...], int | None]:
-    """Runs of spliced frames: about a third of the clip as noise, or one short shot that carries an answer."""
+    """Runs of spliced frames: about a third of the clip as noise, or a short shot that carries an answer."""
     if domain.insert is None:
         return (), None
     busy = {t for e in events for t in range(e.start - 1, e.end + 1)} if domain.insert == "still" else set()
