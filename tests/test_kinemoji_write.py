@@ -132,6 +132,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     videos[2].write_bytes(damaged)
     record = tmp_path / "cutaways" / "rendered.jsonl"
     record.write_text("".join(record.read_text().splitlines(True)[:-1]) + '{"video_id": "cutaways-te')
+    videos[0].with_name(f".{videos[0].name}.1.part").write_bytes(b"half")
     stamp = videos[3].stat().st_mtime_ns
     assert write(tmp_path).rendered == 4  # the three, and the one whose record was cut short
     assert everything(tmp_path) == before

@@ -136,6 +136,8 @@ def _render(folder: Path, scenes: list[Scene], seed: int, workers, audio: bool, 
     for name in record.keys() - wanted.keys():
         part = name.rsplit("-", 2)[-2]
         (folder / "videos" / part / f"{name}.mp4").unlink(missing_ok=True)
+    for half in folder.glob("videos/*/.*.part"):  # left by a killed process
+        half.unlink(missing_ok=True)
     _write_record(folder / RECORD, good, wanted)
     todo = [s for s in scenes if s.id not in good]
     jobs = [
