@@ -192,6 +192,13 @@ def test_vatex_cut_and_whole_videos_two_languages_and_odd_rows(tmp_path):
         "empty caption", "no video file", "no videoID", "listed twice", "ends (3 s) before it starts (13 s)"]
 
 
+def test_vatex_names_cover_the_whole_clip_in_whole_seconds(tmp_path):
+    clips = make_clips(tmp_path / "v", 1)
+    write_vatex(tmp_path, clips, durations_s=4.2)
+    (clip,) = load_vatex(tmp_path, tmp_path / "v", part="test").clips
+    assert clip.id.endswith("_000000_000005") and clip.end_s == 5.0 and clip.path == clips[3].path
+
+
 def test_activitynet_segments_paragraphs_and_two_annotators(tmp_path):
     put(tmp_path / "val_1.json", {
         "v_a": {"duration": 10.0, "timestamps": [[0, 4.5], [4, 10.6], [8, 3], [11, 12], ["x", 2]],

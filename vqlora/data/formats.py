@@ -354,8 +354,8 @@ def _question(row: Mapping[str, Any]) -> tuple[Question | None, str | None]:
         return None, "question or answer is empty"
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         return None, "choices are not a list of texts"
-    if choices.count(answer) != 1 or len(set(choices)) < len(choices):
-        return None, "the answer is not exactly one of the choices, or two choices are alike"
+    if answer not in choices or len(set(choices)) < len(choices):
+        return None, "the answer is not among the choices, or two choices are alike"
     word = text.split()[0].lower()
     kind = row.get("kind") or (word if word in _QUESTION_WORDS else "other")
     return Question(str(kind), text.strip(), tuple(choices), choices.index(answer)), None
