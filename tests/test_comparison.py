@@ -75,6 +75,15 @@ def test_summary_has_each_arm_and_metric_once_with_an_interval_around_its_mean(r
     )
 
 
+def test_the_interval_of_a_share_stays_between_0_and_1(runs):
+    def few(examples: pd.DataFrame, metric: str) -> pd.DataFrame:
+        return pd.DataFrame({"clip": CLIPS, "value": np.arange(len(CLIPS)) < 1 + (examples["nll"][0] > 0.75)})
+
+    some = [run("lora", seed, t2v_r1=0.05) for seed in (0, 1)]
+    table = comparison.summarise(some, values=few, metrics=["t2v_r1"]).set_index("metric")
+    assert 0 <= table.loc["t2v_r1", "low"] < table.loc["t2v_r1", "value"] < table.loc["t2v_r1", "high"] <= 1
+
+
 def test_a_metric_that_some_runs_leave_open_has_a_mean_and_no_interval(runs):
     some = [run("lora", 0, order_frac=0.9), run("lora", 1, order_frac=float("nan"))]
     table = comparison.summarise([*some, run("full", 0, order_frac=float("nan"))], metrics=["order_frac"])

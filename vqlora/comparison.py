@@ -91,7 +91,10 @@ def summarise(
                 raise ValueError(f"{lacking[0]}: no metric {metric!r}, which other runs have")
             if metric in CLIP_METRICS:
                 found = stats.interval(stats.crossed(clip_values(own, metric, values), arm).to_numpy(), rng)
-                rows.append((domain, arm, metric, found.mean, found.low, found.high))
+                low, high = found.low, found.high
+                if metric not in ("nll", "cider"):  # a share: an interval may not leave what is possible
+                    low, high = max(low, 0.0), min(high, 1.0)
+                rows.append((domain, arm, metric, found.mean, low, high))
             else:
                 rows.append((domain, arm, metric, *_corpus(own, metric, rng)))
         rows += [(domain, arm, metric, value, math.nan, math.nan) for metric, value in _cost(own).items()]

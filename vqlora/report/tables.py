@@ -205,7 +205,7 @@ def tests_table(results: Path) -> Table:
                 )
             )
     return Table(
-        ("Domain", "Claim", "Metric", "Gain", "95\\% interval", "Margin", "$p$ (Holm)", "Verdict"),
+        ("Domain", "Claim", "Metric", "Gain", "95\\% interval", "Margin", r"\emph{p} (Holm)", "Verdict"),
         tuple(rows),
         left=3,
     )
