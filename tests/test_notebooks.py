@@ -93,6 +93,14 @@ def test_a_failing_cell_is_one_line_and_leaves_its_output_under_another_name(che
     assert not step.up_to_date()
 
 
+def test_a_killed_kernel_is_one_line(checkout):
+    notebook(checkout, "01_data", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(
+        notebooks.NotebookError, match=r"its process was killed \(out of memory\?\)"
+    ):
+        make(checkout, "01")
+
+
 def test_a_parameter_the_notebook_does_not_have_is_refused(checkout):
     notebook(checkout, "01_data", "pass", parameters="prfile = 1")
     with pytest.raises(notebooks.NotebookError, match="its parameters cell sets prfile, but not profile"):

@@ -190,6 +190,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Pat
     if unknown:
         return f"its parameters cell sets {', '.join(declared) or 'nothing'}, but not {', '.join(unknown)}"
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
     sockets = Config({"KernelManager": {"transport": "ipc"}})    # files, not ports: no other user can connect
@@ -201,6 +202,8 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Pat
     except PapermillExecutionError as fault:
         text = re.sub(r"\x1b\[[0-9;]*m", "", str(fault)).strip()
         return f"cell {fault.exec_count}: {text.splitlines()[-1]}"
+    except DeadKernelError:
+        return "its process was killed (out of memory?)"
     return ""
 
 
