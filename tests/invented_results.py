@@ -48,6 +48,7 @@ def _main(folder: Path) -> None:
             rows += [
                 (domain, arm, "train_bytes", BYTES[arm] or np.nan, np.nan, np.nan),
                 (domain, arm, "weight_bytes", 6.6e6 if arm != "qlora" else 2.3e6, np.nan, np.nan),
+                (domain, arm, "step_flops", 2.4e11 if BYTES[arm] else np.nan, np.nan, np.nan),
                 (domain, arm, "trainable_frac", {"frozen": 0, "full": 1}.get(arm, 0.057), np.nan, np.nan),
             ]
             for rate in RATES.get(arm, ()):

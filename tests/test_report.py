@@ -46,6 +46,7 @@ def test_report_imports_no_torch():
         (-0.0001, "nll", "0.000"),
         (119.5e6, "train_bytes", "119.5~MB"),
         (2.5e9, "train_bytes", "2.5~GB"),
+        (2.5e11, "step_flops", "250.0~GFLOP"),
         (12, "wall_s", "12.0~s"),
         (0.0123, "latency_s", "12.3~ms"),
         (600, "wall_s", "10.0~min"),

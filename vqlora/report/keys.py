@@ -71,7 +71,7 @@ class Value:
 def kind(metric: str) -> str:
     """What a metric measures, read off its name.
 
-    One of percent, score (printed times 100), loss, bytes, seconds, count, p, rate, number.
+    One of percent, score (printed times 100), loss, bytes, flops, seconds, count, p, rate, number.
     """
     name = metric.rsplit(".", 1)[-1]
     if name.endswith("_frac") or re.fullmatch(r"(t2v|v2t)_(r\d+|map)", name):
@@ -82,6 +82,8 @@ def kind(metric: str) -> str:
         return "loss"
     if name.endswith("_bytes"):
         return "bytes"
+    if name.endswith("_flops"):
+        return "flops"
     if name.endswith("_s"):
         return "seconds"
     if name in ("p", "p_holm") or name.startswith("p_"):
@@ -146,6 +148,8 @@ def format_number(value: float | str, metric: str, *, unit: bool = True) -> str:
             return _decimals(value, 3)
         case "bytes":
             return _scaled(value, ((1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e3, 1e3, "kB"), (0, 1, "B")))
+        case "flops":
+            return _scaled(value, ((1e12, 1e12, "TFLOP"), (1e9, 1e9, "GFLOP"), (0, 1e6, "MFLOP")))
         case "seconds":
             return _scaled(value, ((5400, 3600, "h"), (120, 60, "min"), (1, 1, "s"), (0, 1e-3, "ms")))
         case "p":
