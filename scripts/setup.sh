@@ -48,7 +48,7 @@ packages() {
       "(the CUDA build, which pip takes on Linux unless its settings say otherwise, is several GB more);" \
       "2.5 GB on disk; 3 to 10 minutes"
   .venv/bin/python -c 'import pip' 2>/dev/null || new_venv
-  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar "${bar:-on}" -r requirements.lock >&2 ||
+  .venv/bin/python -m pip install --disable-pip-version-check ${quiet:+-q} -r requirements.lock >&2 ||
     fail "pip could not install requirements.lock (see above); the next call goes on from here"
   .venv/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e . >&2 ||
     fail "pip could not install this checkout into .venv (see above)"
@@ -56,7 +56,7 @@ packages() {
 
 main() {
   if [ "$(cat .venv/setup-stamp 2>/dev/null)" != "$(identity)" ]; then
-    [ -t 2 ] || bar=off
+    [ -t 2 ] || quiet=1
     packages
     identity >.venv/setup-stamp
     say "done; .venv is ready"

@@ -148,6 +148,13 @@ def test_missing_python_is_one_clear_line(machine):
     assert "setup: python3.11 is not on the PATH. Install Python 3.11" in done.stderr
 
 
+def test_python_without_venv_is_one_clear_line(machine):
+    program(Path(machine["HOME"]) / "tools" / "python3.11", 'case "$*" in *ensurepip*) exit 1;; esac')
+    done = setup(machine)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("On Debian 12: apt-get install python3.11-venv")
+
+
 def test_setup_states_its_cost_first_installs_once_and_then_costs_nothing(machine):
     calls = fake_python(machine)
     latex(machine)

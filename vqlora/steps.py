@@ -217,18 +217,13 @@ def parameter_names(path: Path) -> list[str]:
 
 
 def about(path: Path) -> tuple[str, str]:
-    """Title and claim of a notebook: its first heading, and its first line that begins with `Claim:`."""
-    title, claim = path.stem, ""
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] != "markdown":
-            continue
-        for line in "".join(cell["source"]).splitlines():
-            if line.startswith("# ") and title == path.stem:
-                title = line[2:].strip()
-            bare = line.replace("*", "").strip()
-            if bare.startswith("Claim") and not claim:
-                claim = bare.partition(":")[2].strip() or bare.removeprefix("Claim").lstrip(". ")
-    return title, claim
+    """Title and claim of a notebook: its first heading without the number; its first `Claim:` or `Question`."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = [line for cell in cells if cell["cell_type"] == "markdown"
+             for line in "".join(cell["source"]).replace("**", "").splitlines()]
+    title = next((line[2:] for line in lines if line.startswith("# ")), path.stem)
+    claim = next((line for word in ("Claim", "Question") for line in lines if line.startswith(word)), "")
+    return re.sub(r"^\d+\s*\W\s*", "", title).strip(), re.sub(r"^\w+[:.]\s*", "", claim)
 
 
 def _plain_python(text: str) -> str:
