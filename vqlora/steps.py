@@ -217,7 +217,7 @@ def parameter_names(path: Path) -> list[str]:
 
 
 def about(path: Path) -> tuple[str, str]:
-    """Title and claim of a notebook: its first heading without the number, its first `Claim` or `Question`."""
+    """Title and claim of a notebook: its heading without the number, its first `Claim` or `Question`."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     lines = [line for cell in cells if cell["cell_type"] == "markdown"
              for line in "".join(cell["source"]).replace("**", "").splitlines()]
