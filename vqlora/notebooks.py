@@ -55,7 +55,7 @@ class Here:
     @property
     def base(self) -> str:
         """Base model of this profile's runs: `released`, or the folder that notebook 02 trained into."""
-        return str(self.build / "base") if self.profile.base.pretrain else "released"
+        return str(self.build / "base" / "model") if self.profile.base.pretrain else "released"
 
     def results_of(self, name: str) -> Path:
         """Folder of another notebook's results in this profile."""
