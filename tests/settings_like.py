@@ -1,4 +1,6 @@
-"""Settings of a small run with the fields and defaults of vqlora.config.RunSettings."""
+"""A small run's settings and a stock model, shared by tests."""
+
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from vqlora.config import RunSettings
 
@@ -21,3 +23,28 @@ def settings_like(arm="qlora", bits="nf4", **overrides):
         "frames": 2,
     }
     return RunSettings(**{**values, **overrides})
+
+
+def tiny_smolvlm():
+    """A random SmolVLM of 0.2M parameters, one vision and two text layers."""
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    text = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "pad_token_id": 0,
+    }
+    return SmolVLMForConditionalGeneration(
+        SmolVLMConfig(vision_config=vision, text_config=text, scale_factor=2, image_token_id=5)
+    )

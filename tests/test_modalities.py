@@ -1,6 +1,6 @@
 import pytest
+from settings_like import tiny_smolvlm
 from torch import nn
-from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from vqlora import modalities
 from vqlora.base import tiny
@@ -10,31 +10,6 @@ from vqlora.modalities import describe, match_names, register_modalities, target
 @pytest.fixture(scope="module")
 def kine():
     return tiny()[0]
-
-
-@pytest.fixture(scope="module")
-def smol():
-    vision = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    }
-    text = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": 64,
-        "pad_token_id": 0,
-    }
-    return SmolVLMForConditionalGeneration(
-        SmolVLMConfig(vision_config=vision, text_config=text, scale_factor=2)
-    )
 
 
 def test_every_part_has_its_own_layers_and_nothing_else(kine):
@@ -71,7 +46,8 @@ def test_patterns_choose_inside_the_named_part_only(kine):
         target_modules(kine, ("text",), "model.vision_tower")
 
 
-def test_smolvlm(smol):
+def test_smolvlm():
+    smol = tiny_smolvlm()
     names = target_modules(smol)
     assert {describe(smol).of(name) for name in names} == {"vision", "fusion", "text"}
     assert describe(smol).of("lm_head") is None

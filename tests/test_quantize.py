@@ -4,7 +4,7 @@ import bitsandbytes as bnb
 import peft
 import pytest
 import torch
-from settings_like import settings_like
+from settings_like import settings_like, tiny_smolvlm
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -89,7 +89,7 @@ def test_what_is_quantized_and_what_is_not(bits, cls):
             kept = name in ("lm_head", "embed_head", TIME)
             assert isinstance(module, cls) != kept, name
             assert layer_bits(module) == ("bf16" if kept else bits)
-        elif isinstance(module, nn.Conv2d | nn.Embedding | nn.LayerNorm):
+        elif isinstance(module, nn.Conv2d | nn.LayerNorm) or name.endswith("embed_tokens"):
             assert module.weight.dtype == torch.bfloat16, name
     assert getattr(model, "is_loaded_in_8bit" if bits == "int8" else "is_loaded_in_4bit")
     assert model.is_quantized and not any(p.requires_grad for p in model.parameters())
@@ -123,6 +123,21 @@ def test_width_that_is_no_multiple_of_the_block_is_refused():
     model = load_quantized(llama(96), "nf4", skip=("*.self_attn", "*.gate_proj", "*.up_proj"))
     assert layer_bits(model.model.layers[0].mlp.down_proj) == "nf4"
     assert load_quantized(llama(96), "int8").vqlora_precision.bits == "int8"
+
+
+def test_stock_smolvlm():
+    model = load_quantized(tiny_smolvlm(), "nf4", skip=("model.vision_model",))
+    rows = {(row["modality"], row["bits"]): row for row in describe_bits(model) if row["kind"] == "linear"}
+    assert set(rows) == {("vision", "bf16"), ("fusion", "nf4"), ("text", "nf4"), ("none", "bf16")}
+    assert rows["text", "nf4"]["layers"] == 2 * 7
+    pixels = torch.rand(1, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ids = torch.full((1, 8), 9)
+    ids[:, 1:5] = model.config.image_token_id
+    settings = settings_like("qlora", "nf4")
+    model = attach(model, settings)
+    model(input_ids=ids, pixel_values=pixels, labels=ids).loss.backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
 
 
 def test_head_by_option_unless_tied():

@@ -17,6 +17,7 @@ from vqlora.checkpoints import MARKER, last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator
 from vqlora.data.cache import ArrayStore
 from vqlora.data.clips import Clip, Question
+from vqlora.naming import recognise
 from vqlora.train import batch_loss, info_nce, measure_step, pick_optimizer, train
 
 CAPTIONS = ("cat moves left", "dog moves right", "cat spins then dog spins", "two cat one dog", "dog spins")
@@ -81,7 +82,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
 
 def test_a_half_written_checkpoint_is_never_loaded(tmp_path):
     settings = settings_like("qlora", "nf4", steps=6)
-    whole, _ = run(settings, tmp_path / "whole")
+    whole, first = run(settings, tmp_path / "whole")
     folder = tmp_path / "cut/checkpoints"
     killed_run(settings, tmp_path / "cut", kill_at=12)
     assert [path.name for path in sorted(folder.iterdir())] == ["checkpoint-2", "checkpoint-4"]
@@ -90,6 +91,9 @@ def test_a_half_written_checkpoint_is_never_loaded(tmp_path):
     resumed, given = run(settings, tmp_path / "cut")
     assert given["steps_here"] == 4  # from checkpoint-2
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    finished, given = run(settings, tmp_path / "cut")  # killed in evaluation: nothing is trained again
+    assert given["steps_here"] == 0 and given["train_loss"] == first["train_loss"]
+    assert all(torch.equal(whole[name], finished[name]) for name in whole)
     (folder / "checkpoint-6" / MARKER).unlink()  # killed before the marker
     (folder / "checkpoint-7").mkdir()
     assert last_whole_checkpoint(folder).name == "checkpoint-4" and not (folder / "checkpoint-7").exists()
@@ -104,6 +108,13 @@ def test_every_arm_learns(tmp_path, arm, bits):
     ]["loss"]
     assert given["train_loss"] < first and given["train_cpu_s"] > 0 and given["step_s"] > 0
     assert given["optimizer_bytes"] >= 8 * sum(p.numel() for p in trained.values())  # two float32 moments
+
+
+@pytest.mark.parametrize("arm,bits", [("full", "bf16"), ("qlora", "nf4")])
+def test_bf16_compute_trains_float32_parameters(tmp_path, arm, bits):
+    trained, given = run(settings_like(arm, bits, steps=2, compute_dtype="bf16"), tmp_path)
+    assert all(value.dtype == torch.float32 for value in trained.values())
+    assert math.isfinite(given["train_loss"])
 
 
 def test_accumulation_equals_one_large_batch(tmp_path):
@@ -172,7 +183,7 @@ def test_measuring_a_step_leaves_no_trace_and_counts_4_bit_layers():
     for arm, bits in (("lora", "bf16"), ("qlora", "nf4")):
         settings = settings_like(arm, bits)
         pair = tiny()
-        model = attach(prepare(pair[0], settings), settings)
+        model = attach(prepare(pair[0], settings), settings).eval()
         state = torch.random.get_rng_state()
         found = measure_step(model, batch_of(pair), 0.25)
         assert torch.equal(state, torch.random.get_rng_state())
@@ -197,11 +208,14 @@ def test_execute_gives_metrics_costs_and_examples(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "evaluate", lambda model, tokenizer, clips, store, **kwargs: Evaluation)
     found = {}
     for arm, bits in (("frozen", "nf4"), ("lora", "bf16"), ("qlora", "nf4")):
-        result = training.execute(settings_like(arm, bits, steps=2), tmp_path, tmp_path / arm)
+        settings = settings_like(arm, bits, steps=2)
+        result = training.execute(settings, tmp_path, tmp_path / arm, save_to=tmp_path / "saved")
         found[arm] = result.cost
         assert result.examples == "rows" and result.metrics["nll"] == 1.0
         assert result.metrics["clips_left_out"] == (1.0 if arm == "frozen" else 2.0)
         assert all(isinstance(value, float) for value in {**result.metrics, **result.cost}.values())
+    saved = tmp_path / "saved" / "KineVLM-kinemoji.language_SFT_LoRA4_QLORA_w4_headbf16"
+    assert recognise(saved).base_source == "released"
     assert found["frozen"]["trainable_parameters"] == 0 and "train_bytes" not in found["frozen"]
     assert found["qlora"]["weight_bytes"] == found["frozen"]["weight_bytes"] < found["lora"]["weight_bytes"]
     assert found["qlora"]["trainable_parameters"] == found["lora"]["trainable_parameters"] > 0

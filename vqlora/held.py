@@ -6,9 +6,12 @@ bits, arithmetic is float32, and the widened copy lives only as long as one laye
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 
 class _Matmul16(torch.autograd.Function):
@@ -68,6 +71,21 @@ _HELD = {
 }
 
 
+class _ComputesInFloat32:
+    """Mixed into a held PreTrainedModel: models cast activations to `self.dtype`, so it says what flows."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+@cache
+def _float32_version(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    return type(
+        cls.__name__, (_ComputesInFloat32, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    )
+
+
 def hold_in_16bit(model: nn.Module) -> nn.Module:
     """Make a model whose unquantized parameters are bfloat16 compute in float32, in place.
 
@@ -77,6 +95,8 @@ def hold_in_16bit(model: nn.Module) -> nn.Module:
     """
     held = set()
     for module in model.modules():
+        if isinstance(module, PreTrainedModel) and not isinstance(module, _ComputesInFloat32):
+            module.__class__ = _float32_version(type(module))
         if type(module) in _HELD:
             module.__class__ = _HELD[type(module)]
         if type(module) in _HELD.values():

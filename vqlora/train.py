@@ -31,6 +31,7 @@ from vqlora.data.batches import ClipDataset, Collator, shuffled
 from vqlora.data.cache import FrameStore
 from vqlora.data.formats import load_kinemoji
 from vqlora.evaluate import evaluate
+from vqlora.naming import describe_model, save_model
 from vqlora.quantize import compute_dtype
 
 CONTRASTIVE_SCALE = 12.0  # inverse temperature, about what the base was pretrained with
@@ -133,12 +134,20 @@ def pick_optimizer(asked: str, model: nn.Module, device: str | torch.device) -> 
     return asked, "asked for"
 
 
-def execute(settings, data_root: str | Path, work: str | Path, *, progress: bool = False) -> RunResult:
+def execute(
+    settings,
+    data_root: str | Path,
+    work: str | Path,
+    *,
+    progress: bool = False,
+    save_to: str | Path | None = None,
+) -> RunResult:
     """One whole run: base in its bits, arm, training, evaluation. `settings` is a
     `vqlora.config.RunSettings`.
 
     data_root: folder with a folder per domain, and `cache/` for decoded frames. work: this run's own folder;
-    what a killed run left there is gone on from. Bad clips are left out and counted (`clips_left_out`).
+    what a killed run left there is gone on from. save_to: folder for the trained model under its name, with
+    its metadata (`vqlora.naming`). Bad clips are left out and counted (`clips_left_out`).
     """
     torch.set_num_threads(settings.threads)
     data_root, work = Path(data_root), Path(work)
@@ -170,6 +179,10 @@ def execute(settings, data_root: str | Path, work: str | Path, *, progress: bool
             + costs["optimizer_bytes"]
             + costs["step_peak_bytes"]
         )
+    if save_to is not None:
+        base = "KineVLM" if settings.base == "released" else Path(settings.base).name
+        named = describe_model(model, base, f"kinemoji.{settings.domain}", base_source=settings.base)
+        save_model(model, save_to, named, tokenizer)
     with cost.cpu_seconds() as taken:
         found = evaluate(model, tokenizer, clips, store, frames=settings.frames, select=settings.select)
     costs |= {"eval_cpu_s": taken["cpu_s"], "eval_wall_s": taken["wall_s"]}
