@@ -106,7 +106,7 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
 def expected_s(settings: RunSettings) -> float:
     """Rough wall seconds of a run on one thread, before any was measured: loading, steps, evaluation."""
     rows = settings.batch_size * settings.accumulation * settings.frames / 256
-    training = 0.0 if settings.arm == "frozen" else settings.steps * rows * 0.35
+    training = 0.0 if settings.arm == "frozen" else settings.steps * rows * 1.0
     return 6.0 + training + settings.eval_clips / 256 * 10.0
 
 
