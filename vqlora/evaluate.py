@@ -21,23 +21,13 @@ from torch import nn
 from vqlora import metrics, scoring
 from vqlora.data.batches import ClipDataset, Layout, pixels
 from vqlora.data.clips import Clip, Question
+from vqlora.metrics import metric_values as metric_values
 
 Parser = Callable[[str], Sequence[tuple[str, str]]]
 TEXT_COLUMNS = ("id", "clip", "task", "kind", "prompt", "reference", "prediction")
 NUMBER_COLUMNS = (
     "nll", "token_accuracy", "correct", "rank", "slot", "exact", "order", *metrics.EXAMPLE_METRICS
 )
-# Summary metrics of captions that are means over examples, and the column they are the mean of.
-_CAPTION_MEANS = {
-    "nll": "nll", "token_accuracy_frac": "token_accuracy", "slot_frac": "slot", "exact_frac": "exact",
-    "order_frac": "order", "rouge_l": "rouge_l", "cider": "cider",
-}
-_RETRIEVAL_MEANS = {
-    "r1": lambda rank: (rank <= 1).astype(float),
-    "r5": lambda rank: (rank <= 5).astype(float),
-    "r10": lambda rank: (rank <= 10).astype(float),
-    "map": lambda rank: 1 / rank,
-}
 
 
 @dataclass(frozen=True)
@@ -104,31 +94,6 @@ def evaluate(
     table = pd.DataFrame(rows, columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
     types = dict.fromkeys(TEXT_COLUMNS, str) | dict.fromkeys(NUMBER_COLUMNS, float)
     return Evaluation(summary, table.astype(types))
-
-
-def metric_values(examples: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The values (columns clip, value) whose mean is a summary metric, for `vqlora.stats`.
-
-    metric: a summary key that is a mean over examples: nll, *_frac, rouge_l, cider, t2v_* and v2t_* r1, r5,
-    r10 and map. Raises ValueError for other metrics (BLEU, METEOR and medians are no means of examples), and
-    for a NaN where none belongs.
-    """
-    task, column, kind, change = "caption", _CAPTION_MEANS.get(metric), None, None
-    if metric.startswith("qa_") and metric.endswith("_frac"):
-        task, column, kind = "question", "correct", metric[3:-5] or None
-    elif metric[:4] in ("t2v_", "v2t_") and metric[4:] in _RETRIEVAL_MEANS:
-        task, column, kind, change = "retrieval", "rank", metric[:3], _RETRIEVAL_MEANS[metric[4:]]
-    if column is None:
-        ways = [f"{way}_{name}" for way in ("t2v", "v2t") for name in _RETRIEVAL_MEANS]
-        allowed = [*_CAPTION_MEANS, "qa_frac", "qa_<kind>_frac", *ways]
-        raise ValueError(f"metric {metric!r} is not a mean over examples; allowed: {', '.join(allowed)}")
-    rows = examples[examples["task"] == task]
-    rows = rows if kind is None else rows[rows["kind"] == kind]
-    if column != "order" and (bad := rows[column].isna()).any():
-        first = rows["clip"][bad].iloc[0]
-        raise ValueError(f"metric {metric!r} has no value for clip {first!r} ({int(bad.sum())} such)")
-    values = rows[column] if change is None else change(rows[column])
-    return pd.DataFrame({"clip": rows["clip"], "value": values}).reset_index(drop=True)
 
 
 def _references(clips: Sequence[Clip], language: str) -> dict[str, tuple[str, ...]]:
@@ -240,7 +205,7 @@ def _caption_rows(clips, references, said, parser, scorer) -> tuple[list[dict], 
     if parser is not None:
         truths = [parser(references[clip.id][0]) for clip in clips]
         each |= metrics.event_accuracy([one.caption for one in said], truths, parser)
-    for name, column in _CAPTION_MEANS.items():
+    for name, column in metrics.CAPTION_MEANS.items():
         if column in each and name not in summary:
             values = each[column][~np.isnan(each[column])] if column == "order" else each[column]
             summary[name] = float(values.mean()) if len(values) else math.nan

@@ -25,11 +25,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 # A Java program that says nothing for this long is broken: METEOR's start costs 8-20 s, a caption about 4 ms.
 JAVA_LIMIT_S = 600.0
 CAPTION_METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor")
 EXAMPLE_METRICS = ("bleu4", "rouge_l", "cider", "meteor")
+# Summary metrics of captions that are means over examples, and the column they are the mean of.
+CAPTION_MEANS = {
+    "nll": "nll", "token_accuracy_frac": "token_accuracy", "slot_frac": "slot", "exact_frac": "exact",
+    "order_frac": "order", "rouge_l": "rouge_l", "cider": "cider",
+}
+_RETRIEVAL_MEANS = {
+    "r1": lambda rank: (rank <= 1).astype(float),
+    "r5": lambda rank: (rank <= 5).astype(float),
+    "r10": lambda rank: (rank <= 10).astype(float),
+    "map": lambda rank: 1 / rank,
+}
 
 
 def find_java() -> Path:
@@ -310,3 +322,28 @@ def retrieval(text: np.ndarray, video: np.ndarray) -> dict[str, float]:
         scores |= {f"{way}_{name}": value for name, value in
         retrieval_scores(retrieval_ranks(matrix)).items()}
     return scores
+
+
+def metric_values(examples: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The values (columns clip, value) whose mean is a summary metric, for `vqlora.stats`.
+
+    metric: a summary key that is a mean over examples: nll, *_frac, rouge_l, cider, t2v_* and v2t_* r1, r5,
+    r10 and map. Raises ValueError for other metrics (BLEU, METEOR and medians are no means of examples), and
+    for a NaN where none belongs.
+    """
+    task, column, kind, change = "caption", CAPTION_MEANS.get(metric), None, None
+    if metric.startswith("qa_") and metric.endswith("_frac"):
+        task, column, kind = "question", "correct", metric[3:-5] or None
+    elif metric[:4] in ("t2v_", "v2t_") and metric[4:] in _RETRIEVAL_MEANS:
+        task, column, kind, change = "retrieval", "rank", metric[:3], _RETRIEVAL_MEANS[metric[4:]]
+    if column is None:
+        ways = [f"{way}_{name}" for way in ("t2v", "v2t") for name in _RETRIEVAL_MEANS]
+        allowed = [*CAPTION_MEANS, "qa_frac", "qa_<kind>_frac", *ways]
+        raise ValueError(f"metric {metric!r} is not a mean over examples; allowed: {', '.join(allowed)}")
+    rows = examples[examples["task"] == task]
+    rows = rows if kind is None else rows[rows["kind"] == kind]
+    if column != "order" and (bad := rows[column].isna()).any():
+        first = rows["clip"][bad].iloc[0]
+        raise ValueError(f"metric {metric!r} has no value for clip {first!r} ({int(bad.sum())} such)")
+    values = rows[column] if change is None else change(rows[column])
+    return pd.DataFrame({"clip": rows["clip"], "value": values}).reset_index(drop=True)
