@@ -18,7 +18,7 @@ from vqlora.data.batches import ClipDataset, Collator
 from vqlora.data.cache import ArrayStore
 from vqlora.data.clips import Clip, Question
 from vqlora.naming import recognise
-from vqlora.train import batch_loss, info_nce, measure_step, pick_optimizer, train
+from vqlora.train import batch_loss, choose_attention, info_nce, measure_step, pick_optimizer, train
 
 CAPTIONS = ("cat moves left", "dog moves right", "cat spins then dog spins", "two cat one dog", "dog spins")
 
@@ -176,6 +176,13 @@ def test_pick_optimizer():
     assert pick_optimizer("paged_adamw_8bit", model, "cuda") == ("paged_adamw_8bit", "asked for")
     with pytest.raises(ValueError, match="optimizer: 'adamm' is not known; allowed: auto, adamw_torch"):
         pick_optimizer("adamm", model, "cpu")
+
+
+def test_attention_is_written_out_for_bf16_on_cpu_only():
+    for compute, wanted in (("fp32", "sdpa"), ("bf16", "eager")):
+        model = tiny()[0]
+        choose_attention(model, compute, torch.device("cpu"))
+        assert model.model.language_model.config._attn_implementation == wanted
 
 
 def test_measuring_a_step_leaves_no_trace_and_counts_4_bit_layers():

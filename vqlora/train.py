@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from vqlora import cost
@@ -155,6 +155,7 @@ def execute(
     model, tokenizer = load_base(settings.base)
     model = attach(prepare(model, settings), settings)
     device = next(model.parameters()).device
+    choose_attention(model, compute_dtype(settings.compute_dtype, device).name, device)
     per_frame = getattr(model.config, "tokens_per_frame", 4)
     clips, store, skipped = _clips(data_root, settings.domain, settings.eval_part, settings.eval_clips)
     costs, metrics, left_out = static_cost(model), {}, skipped
@@ -190,6 +191,15 @@ def execute(
     metrics |= found.summary
     metrics["clips_left_out"] = metrics.get("clips_left_out", 0.0) + left_out
     return RunResult(metrics, costs, found.examples)
+
+
+def choose_attention(model: nn.Module, compute: str, device: torch.device) -> None:
+    """Take written-out ("eager") attention where torch's fused one is slow: bfloat16 backward on CPU."""
+    if device.type != "cpu" or compute != "bf16":
+        return
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module._can_set_attn_implementation():
+            module.set_attn_implementation("eager")
 
 
 def static_cost(model: nn.Module) -> dict[str, float]:
