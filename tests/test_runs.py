@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections import deque
 from pathlib import Path
 
 import grid_fakes
@@ -20,6 +22,9 @@ from vqlora.runs import (
     RunResult,
     RunStore,
     StoreError,
+    _Grid,
+    _Task,
+    _Worker,
     expected_s,
     results_frame,
     run_grid,
@@ -285,3 +290,17 @@ def test_longer_runs_are_expected_to_take_longer():
         < expected_s(settings(steps=60))
         < expected_s(settings(steps=90))
     )
+
+
+def test_the_estimate_follows_what_runs_turn_out_to_take():
+    def left(elapsed: float, done=()) -> str:
+        tasks = [_Task("k", settings(), 30.0) for _ in range(4)]
+        tasks[0].started = tasks[1].started = time.monotonic() - elapsed
+        pool = [_Worker(None, None, task) for task in tasks[:2]]
+        grid = _Grid(None, None, None, 2, "", done=list(done))
+        return re.match(r"about (.*) left", grid._estimate(deque(tasks[2:]), pool))[1]
+
+    assert left(0) == "60 s"
+    assert left(20) == "40 s"
+    assert left(120) == "2 min", "overdue runs count before they are finished"
+    assert left(0, done=[(30.0, 90.0)] * 20) == "3 min"

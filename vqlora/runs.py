@@ -226,11 +226,13 @@ class _Grid:
         bar.update()
 
     def _estimate(self, queue: deque[_Task], pool: list[_Worker]) -> str:
-        """Time left, from the expected seconds corrected by how those of the finished runs turned out."""
+        """Time left: expected seconds, corrected by the runs that are finished and those that are overdue."""
         now = time.monotonic()
         running = [worker.task for worker in pool if worker.task]
         typical = sum(task.expected_s for task in (*queue, *running)) / max(1, len(queue) + len(running))
-        guessed, took = (sum(times) for times in zip(*self.done, (typical, typical), strict=True))
+        late = [(task.expected_s, 1.25 * (now - task.started)) for task in running
+                if now - task.started > task.expected_s]
+        guessed, took = (sum(times) for times in zip(*self.done, *late, (typical, typical), strict=True))
         factor = took / guessed
         left = [max(factor * task.expected_s - (now - task.started), 0.1 * factor * task.expected_s)
                 for task in running]
