@@ -2,6 +2,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -66,34 +67,40 @@ def killed_run(settings, work, kill_at):
     assert child.exitcode == -signal.SIGKILL
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    settings = settings_like("qlora", "nf4", dropout=0.1, steps=6)
-    whole, given = run(settings, tmp_path / "whole")
-    killed_run(settings, tmp_path / "killed", kill_at=12)  # in step 5: batches of two, one is read ahead
-    assert last_whole_checkpoint(tmp_path / "killed/checkpoints").name == "checkpoint-4"
-    resumed, again = run(settings, tmp_path / "killed")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """(settings, the folder of a run killed in step 5, parameters and report of one that was not)."""
+    folder, settings = tmp_path_factory.mktemp("killed"), settings_like("qlora", "nf4", dropout=0.1, steps=6)
+    killed_run(settings, folder / "cut", kill_at=12)  # batches of two, one is read ahead
+    return settings, folder / "cut", *run(settings, folder / "whole")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(killed, tmp_path):
+    settings, cut, whole, given = killed
+    shutil.copytree(cut, tmp_path, dirs_exist_ok=True)
+    assert last_whole_checkpoint(tmp_path / "checkpoints").name == "checkpoint-4"
+    resumed, again = run(settings, tmp_path)
     assert again["steps_here"] == 2 and given["steps_here"] == 6
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same(whole, resumed) and again["train_loss"] == given["train_loss"]
     assert any(value.abs().sum() > 0 for name, value in whole.items() if "lora_B" in name)
-    assert again["train_loss"] == given["train_loss"]
-    assert list((tmp_path / "killed/tensorboard").glob("events*"))
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    finished, again = run(settings, tmp_path)  # killed in evaluation: nothing is trained again
+    assert again["steps_here"] == 0 and again["train_loss"] == given["train_loss"] and same(whole, finished)
 
 
-def test_a_half_written_checkpoint_is_never_loaded(tmp_path):
-    settings = settings_like("qlora", "nf4", steps=6)
-    whole, first = run(settings, tmp_path / "whole")
-    folder = tmp_path / "cut/checkpoints"
-    killed_run(settings, tmp_path / "cut", kill_at=12)
-    assert [path.name for path in sorted(folder.iterdir())] == ["checkpoint-2", "checkpoint-4"]
+def test_a_half_written_checkpoint_is_never_loaded(killed, tmp_path):
+    settings, cut, whole, _ = killed
+    shutil.copytree(cut, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     weights = folder / "checkpoint-4" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])  # killed before its last bytes
-    resumed, given = run(settings, tmp_path / "cut")
-    assert given["steps_here"] == 4  # from checkpoint-2
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    finished, given = run(settings, tmp_path / "cut")  # killed in evaluation: nothing is trained again
-    assert given["steps_here"] == 0 and given["train_loss"] == first["train_loss"]
-    assert all(torch.equal(whole[name], finished[name]) for name in whole)
+    resumed, again = run(settings, tmp_path)
+    assert again["steps_here"] == 4 and same(whole, resumed)  # from checkpoint-2
     (folder / "checkpoint-6" / MARKER).unlink()  # killed before the marker
     (folder / "checkpoint-7").mkdir()
     assert last_whole_checkpoint(folder).name == "checkpoint-4" and not (folder / "checkpoint-7").exists()
@@ -102,8 +109,8 @@ def test_a_half_written_checkpoint_is_never_loaded(tmp_path):
 
 @pytest.mark.parametrize("arm,bits", [("full", "bf16"), ("lora", "bf16"), ("qlora", "int8")])
 def test_every_arm_learns(tmp_path, arm, bits):
-    trained, given = run(settings_like(arm, bits, steps=8, learning_rate=3e-3), tmp_path, save_steps=100)
-    first = json.loads((tmp_path / "checkpoints/checkpoint-8/trainer_state.json").read_text())["log_history"][
+    trained, given = run(settings_like(arm, bits, steps=5, learning_rate=3e-3), tmp_path, save_steps=100)
+    first = json.loads((tmp_path / "checkpoints/checkpoint-5/trainer_state.json").read_text())["log_history"][
         0
     ]["loss"]
     assert given["train_loss"] < first and given["train_cpu_s"] > 0 and given["step_s"] > 0
