@@ -177,7 +177,7 @@ def test_pick_optimizer():
     model = torch.nn.Linear(2, 2)
     assert pick_optimizer("auto", model, "cpu") == ("adamw_torch", "no paging without CUDA")
     name, reason = pick_optimizer("paged_adamw_8bit", model, "cpu")
-    assert name == "adamw_torch" and "need CUDA" in reason
+    assert name == "adamw_torch" and "needs CUDA" in reason
     model.is_loaded_in_4bit = True
     assert pick_optimizer("auto", model, "cuda")[0] == "paged_adamw_8bit"
     assert pick_optimizer("paged_adamw_8bit", model, "cuda") == ("paged_adamw_8bit", "asked for")

@@ -30,6 +30,7 @@ def prepare(model: nn.Module, settings, *, device: str | torch.device | None = N
             raise ValueError(
                 f"arm 'full': the base is held in {model.vqlora_precision.bits!r}; load it in fp32 or bf16"
             )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return model.to(device=device, dtype=torch.float32)
     return load_quantized(model, settings.bits, compute_dtype=settings.compute_dtype, device=device)
 
@@ -77,11 +78,9 @@ def lora_config(model: nn.Module, settings) -> LoraConfig:
 
 
 def trainable_report(model: nn.Module) -> dict[str, float]:
-    """Parameters as they count, also where they are packed: trainable, total, base (without adapters),
-    trainable_frac.
+    """Parameters as they count, packed or not: trainable, total, base (without adapters), trainable_frac.
 
-    trainable_frac is trainable / total; peft's own figure halves 4-bit weights in some places and not in
-    others.
+    trainable_frac is trainable / total; peft's own figure halves 4-bit weights in some places only.
     """
     seen: dict[int, tuple[str, nn.Parameter]] = {id(p): (name, p) for name, p in model.named_parameters()}
     total = sum(parameter_count(p) for _, p in seen.values())

@@ -29,9 +29,7 @@ def parameter_count(param: torch.Tensor) -> int:
 
 
 def quantization_constants(param: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors a quantized weight needs beside its codes: block scales, their own scales and offset, code
-    books.
-    """
+    """Tensors beside a quantized weight's codes: scales, the scales' own scales and offset, code books."""
     found, state = [], getattr(param, "quant_state", None)
     while state is not None:
         found += [state.absmax, state.code, getattr(state, "offset", None)]

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 
 
 class _Matmul16(torch.autograd.Function):
-    """y = x Wᵀ + b for a frozen bfloat16 W; widens W again in backward instead of keeping a float32 copy of
-    it.
-    """
+    """y = x Wᵀ + b for a frozen bfloat16 W, widened again in backward: no float32 copy of it is kept."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):

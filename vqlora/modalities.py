@@ -63,8 +63,7 @@ def register_modalities(
     keep: Iterable[str] = (),
     attention: str = _ATTENTION,
 ) -> Modalities:
-    """Describe an architecture (`model.config.model_type`) once per process; a second description replaces
-    the first.
+    """Describe an architecture (`model.config.model_type`) for this process; the last description counts.
 
     Raises ValueError if nothing is described or one path lies inside another part's path.
     """
@@ -93,9 +92,8 @@ def describe(model: nn.Module) -> Modalities:
         tops = (tops or [name for name, _ in model.named_children()])[:12]
         raise KeyError(
             f"model type {model_type!r} has no description of its modalities; known: "
-            f"{', '.join(sorted(_KNOWN))}. "
-            f"Describe it by full module paths, for example: vqlora.modalities.register_modalities("
-            f"{model_type!r}, "
+            f"{', '.join(sorted(_KNOWN))}. Describe it by full module paths, for example: "
+            f"vqlora.modalities.register_modalities({model_type!r}, "
             f"vision=('model.vision_tower',), fusion=('model.multi_modal_projector',), "
             f"text=('model.language_model',), heads=('lm_head',)); this model has: {', '.join(tops)}"
         )
@@ -115,10 +113,8 @@ def target_modules(
     """Full names of the linear layers that get adapters, in the model's order.
 
     layers: "attention", "attention+mlp" (every linear layer of the part), or one or more patterns of full
-    names
-        with `*` ("model.language_model.*.q_proj"). Patterns only choose among the layers of the named
-        modalities.
-    Raises ValueError for an unknown modality, a part without a matching layer and a pattern that matches
+        names with `*` ("model.language_model.*.q_proj"), which choose among the named modalities' layers.
+    Raises ValueError for an unknown modality, a part without a matching layer, and a pattern that matches
     nothing.
     """
     known, modalities = describe(model), tuple(modalities)
@@ -154,9 +150,7 @@ def target_modules(
 
 
 def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """All linear layers (bitsandbytes' included) with their full names; layers of an adapter itself are left
-    out.
-    """
+    """Full names and modules of all linear layers, bitsandbytes' included, an adapter's own left out."""
     return [
         (plain_name(name), module)
         for name, module in model.named_modules()
@@ -209,8 +203,8 @@ register_modalities(
     fusion=("model.multi_modal_projector",),
     text=("model.language_model",),
     heads=("lm_head", "embed_head"),
-    keep=("model.multi_modal_projector.time",),
-)  # 32 inputs: less than a quantization block
+    keep=("model.multi_modal_projector.time",),  # 32 inputs: less than a quantization block
+)
 register_modalities(
     "smolvlm", vision=("model.vision_model",), fusion=("model.connector",), text=("model.text_model",)
 )

@@ -62,18 +62,12 @@ class Metadata:
 
 
 def describe_model(
-    model: nn.Module,
-    base: str,
-    dataset: str,
-    task: str = "SFT",
-    *,
-    base_source: str = "",
-    merged: bool = False,
+    model: nn.Module, base: str, dataset: str, task: str = "SFT", *, base_source: str = ""
 ) -> Metadata:
-    """Metadata read from the model itself: its precision, its adapters. `merged` says that adapters were
-    merged in.
+    """Metadata read from the model itself: its precision, its adapters.
 
-    Raises ValueError for adapters of more than one rank under one name.
+    For a merged model, describe it before merging: `dataclasses.replace(metadata, merged=True)`.
+    Raises ValueError for an adapter of several ranks.
     """
     precision: Precision | None = getattr(model, "vqlora_precision", None)
     bits = precision.bits if precision else _float_bits(model)
@@ -84,25 +78,21 @@ def describe_model(
         if len(ranks) != 1:
             raise ValueError(f"rank: one adapter has the ranks {sorted(ranks)}; a name holds one")
         rank, method = config.r, "LORA" if bits == "bf16" else "QLORA"
-    elif merged:
-        raise ValueError(
-            "merged: give describe_model the model before merging, then `replace(metadata, merged=True)`"
-        )
     return Metadata(
-        base,
-        base_source,
-        _plain(model).config.model_type,
-        base_digest(model),
-        dataset,
-        task,
-        method,
-        bits,
-        precision.head if precision else bits,
-        precision.backend if precision else "torch",
-        precision.double_quant if precision else False,
-        precision.compute if precision else bits,
-        rank,
-        False,
+        base=base,
+        base_source=base_source,
+        base_type=_plain(model).config.model_type,
+        base_digest=base_digest(model),
+        dataset=dataset,
+        task=task,
+        method=method,
+        bits=bits,
+        head=precision.head if precision else bits,
+        backend=precision.backend if precision else "torch",
+        double_quant=precision.double_quant if precision else False,
+        compute_dtype=precision.compute if precision else bits,
+        rank=rank,
+        merged=False,
     )
 
 
@@ -113,8 +103,7 @@ def base_digest(model: nn.Module) -> str:
 
 
 def save_model(model: nn.Module, parent: str | Path, metadata: Metadata, tokenizer=None) -> Path:
-    """Save into `parent/<name>` (adapters alone for a peft model) with the metadata beside it; returns the
-    folder.
+    """Save into `parent/<name>`, adapters alone for a peft model, with metadata beside; returns the folder.
 
     The metadata is written last and in one move: a folder without it is not a saved model.
     """

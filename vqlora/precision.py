@@ -45,8 +45,7 @@ def compute_dtype(
 ) -> ComputeDtype:
     """Choose what to compute in on `device`: bf16 where the hardware multiplies it, else fp32.
 
-    Without such hardware bf16 is emulated, 2 to 10 times slower than fp32. `asked` "fp32" or "bf16"
-    overrules.
+    Without such hardware bf16 is emulated, 2 to 10 times slower than fp32. `asked` "fp32" or "bf16" wins.
     """
     if asked not in ("auto", *_DTYPES):
         raise ValueError(f"compute_dtype: {asked!r} is not known; allowed: auto, fp32, bf16")
@@ -61,11 +60,8 @@ def compute_dtype(
         flags = set(found.group(1).split()) if found else set()
         have = sorted(flags & {"avx512_bf16", "amx_bf16"})
         native = bool(have)
-        reason = (
-            f"this CPU has {' and '.join(have)}"
-            if native
-            else ("this CPU has no avx512_bf16 or amx_bf16" if flags else f"no CPU flags in {cpuinfo}")
-        )
+        lacks = "this CPU has no avx512_bf16 or amx_bf16" if flags else f"no CPU flags in {cpuinfo}"
+        reason = f"this CPU has {' and '.join(have)}" if native else lacks
     if asked != "auto":
         slow = "" if native or asked == "fp32" else ", so it is emulated and slow"
         return ComputeDtype(asked, f"asked for; {reason}{slow}")

@@ -172,9 +172,7 @@ def describe_bits(model: nn.Module) -> list[dict]:
 
 
 class _Linear8bit(bnb.nn.Linear8bitLt):
-    """bitsandbytes' 8-bit layer for inputs of any rank; in eval mode its own forward fails above three
-    dimensions.
-    """
+    """bitsandbytes' 8-bit layer for inputs of any rank; its own eval mode takes three dimensions at most."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (

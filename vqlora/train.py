@@ -40,9 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run gives: `metrics` repeat exactly, `cost` is bound to the machine, `examples` has a row per
-    item.
-    """
+    """What one run gives: `metrics` repeat exactly, `cost` is bound to the machine, one example a row."""
 
     metrics: dict[str, float]
     cost: dict[str, float]
@@ -50,8 +48,7 @@ class RunResult:
 
 
 class Schedule(Dataset):
-    """The examples of a whole training run, in order: item i is `dataset` at place i of an endless shuffled
-    stream.
+    """The examples of a whole training run in order: the first `count` of an endless shuffled stream.
 
     The Trainer reads it front to back, so a resumed run skips what was seen and gets the rest of the same
     stream.
@@ -73,9 +70,8 @@ class VideoTrainer(Trainer):
     def __init__(self, *args, contrastive_weight: float = 0.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.contrastive_weight = contrastive_weight
-        self.model_accepts_loss_kwargs = (
-            False  # a mean per micro-batch: accumulation divides it, the model does not
-        )
+        # the loss is a mean per micro-batch, so the Trainer must divide it under accumulation
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = batch_loss(model, inputs, self.contrastive_weight)
@@ -110,25 +106,18 @@ def info_nce(video: Tensor, text: Tensor, scale: float = CONTRASTIVE_SCALE) -> T
 
 
 def pick_optimizer(asked: str, model: nn.Module, device: str | torch.device) -> tuple[str, str]:
-    """The Trainer's name of an optimizer, and why. `asked` "auto" takes a paged 8-bit AdamW for 4-bit models
-    on CUDA.
+    """The Trainer's name of an optimizer, and why.
 
-    Paged and 8-bit optimizers keep their state in CUDA's unified memory; elsewhere AdamW stands in, with a
-    reason.
+    `asked` "auto" takes a paged 8-bit AdamW for 4-bit models on CUDA. Paged and 8-bit optimizers keep their
+    state in CUDA's unified memory; elsewhere AdamW stands in for them.
     """
     cuda = torch.device(device).type == "cuda"
     if asked == "auto":
         if cuda and getattr(model, "is_loaded_in_4bit", False):
-            return (
-                "paged_adamw_8bit",
-                "4-bit base on CUDA: the optimizer's state can leave the card when it is full",
-            )
+            return "paged_adamw_8bit", "4-bit base on CUDA: its state can leave the card when that is full"
         return "adamw_torch", "no paging without CUDA" if not cuda else "the base is not in 4 bits"
     if not cuda and ("paged" in asked or "8bit" in asked or "bnb" in asked):
-        return (
-            "adamw_torch",
-            f"{asked!r} was asked for, but paged and 8-bit states need CUDA and this is {device}",
-        )
+        return "adamw_torch", f"{asked!r} was asked for, but its state needs CUDA and this is {device}"
     if asked not in {*map(str, _optimizers())}:
         raise ValueError(f"optimizer: {asked!r} is not known; allowed: auto, " + ", ".join(_optimizers()))
     return asked, "asked for"
@@ -203,9 +192,7 @@ def choose_attention(model: nn.Module, compute: str, device: torch.device) -> No
 
 
 def static_cost(model: nn.Module) -> dict[str, float]:
-    """Parameters and bytes that do not depend on a batch: weight_bytes counts quantization constants and
-    buffers.
-    """
+    """What does not depend on a batch; weight_bytes counts quantization constants and buffers."""
     report, held = trainable_report(model), cost.static_bytes(model)
     adapter_bytes = held["trainable"] if report["total"] > report["base"] else 0
     return {
@@ -289,9 +276,7 @@ def train(
 def measure_step(
     model: nn.Module, batch: Mapping[str, Tensor], contrastive_weight: float
 ) -> dict[str, float]:
-    """Peak bytes above the model, and FLOPs, of one training step's forward and backward; leaves no
-    gradients.
-    """
+    """Peak bytes above the model, and FLOPs, of one forward and backward; leaves no gradients."""
     trainable = any(p.requires_grad for p in model.parameters())
 
     def step() -> None:
