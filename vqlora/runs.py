@@ -170,12 +170,10 @@ class _Grid:
                     self._collect(worker, queue, pool, bar)
         finally:
             for worker in pool:
-                if worker.task is None:
-                    worker.connection.close()                # idle: it ends by itself
-                else:
-                    worker.process.kill()
+                worker.connection.close()                    # an idle worker then ends by itself
             for worker in pool:
-                worker.process.join(timeout=10)
+                worker.process.join(timeout=0 if worker.task else 2)
+                worker.process.kill()
             bar.close()
         return self.failed
 
