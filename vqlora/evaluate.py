@@ -62,6 +62,8 @@ def evaluate(
 ) -> Evaluation:
     """Score `model` on those of `clips` whose decoded frames are in `store` (uint8 [T, H, W, 3] by clip id).
 
+    The others are counted as `clips_left_out`: hand in all clips of a part, readable or not.
+
     select: a policy of `vqlora.frames.select`, by name or as a function. parser: caption -> (object, motion)
     pairs, for slot, exact and order accuracy against what the first reference tells; default: Kinemoji's
     where clips carry true events. scorer: reference metrics; default: the one of this process, which keeps
@@ -69,11 +71,11 @@ def evaluate(
     knows without seeing.
     Raises ValueError for no readable clip, or a clip without captions in `language` beside others with some.
     """
-    gone = {clip.id for clip in clips if clip.id not in store} | {row.row for row in store.left_out}
-    clips = [clip for clip in clips if clip.id in store]
+    asked, clips = len(clips), [clip for clip in clips if clip.id in store]
+    gone = asked - len(clips)
     if len(clips) < 1 + blind:
         raise ValueError(f"evaluation{' of blind models' * blind} needs at least {1 + blind} readable clips, "
-                         f"got {len(clips)} ({len(gone)} left out)")
+                         f"got {len(clips)} ({gone} left out)")
     references = _references(clips, language)
     if parser is None and references and all(clip.events is not None for clip in clips):
         from vqlora.data.kinemoji.language import parse
@@ -90,7 +92,7 @@ def evaluate(
         parts = [captions, *parts, _retrieval_rows(clips, references, said)]
     rows = [row for found, _ in parts for row in found]
     summary = {name: value for _, means in parts for name, value in means.items()}
-    summary |= {"clips": float(len(clips)), "clips_left_out": float(len(gone))}
+    summary |= {"clips": float(len(clips)), "clips_left_out": float(gone)}
     table = pd.DataFrame(rows, columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
     types = dict.fromkeys(TEXT_COLUMNS, str) | dict.fromkeys(NUMBER_COLUMNS, float)
     return Evaluation(summary, table.astype(types))
