@@ -1,4 +1,4 @@
-"""Pretraining: packing changes no score, labels say what the renderer drew, a finished base is not made again."""
+"""Pretraining: packing changes no score, labels say what was drawn, a finished base is not made again."""
 
 import numpy as np
 import pytest

@@ -125,8 +125,8 @@ class PretrainSettings(Settings):
     questions: int = Field(3, ge=0)                          # per clip and step
     contrastive_weight: float = Field(0.25, ge=0)
     dense_weight: float = Field(0.5, ge=0)
-    name_weight: float = Field(0.5, ge=0)                    # visual tokens read as the names of what they show
-    motion_weight: float = Field(1.0, ge=0)                  # visual tokens tell what moved since the last frame
+    name_weight: float = Field(0.5, ge=0)                    # visual tokens read as names
+    motion_weight: float = Field(1.0, ge=0)                  # visual tokens tell what moved
     text_weight: float = Field(0.3, ge=0)
     foreign_share: float = Field(0.5, ge=0, le=1)            # text-only sentences in es, de, fr or zh
     save_steps: int = Field(100, ge=1)
