@@ -1,6 +1,7 @@
 """The evaluation as a whole: what it reports, and what it must not depend on."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +120,10 @@ def test_numbers_follow_from_the_models_own_loss(data, usual):
             assert row["rank"] == 1 + sum(s < sums[question.answer] for s in sums)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 3}])
-def test_batches_do_not_matter(data, usual, options):
-    found = run(data, **options)
+@pytest.mark.parametrize(("batch_size", "held_bytes"), [(1, 0), (3, 0), (3, 2**28)])
+def test_batches_do_not_matter(data, usual, batch_size, held_bytes, monkeypatch):
+    monkeypatch.setattr(sys.modules["vqlora.evaluate"], "HELD_BYTES", held_bytes)
+    found = run(data, batch_size=batch_size)
     pd.testing.assert_frame_equal(found.examples, usual.examples, check_exact=False, rtol=1e-4, atol=1e-5)
 
 

@@ -25,6 +25,7 @@ from vqlora.metrics import metric_values as metric_values
 
 Parser = Callable[[str], Sequence[tuple[str, str]]]
 TEXT_COLUMNS = ("id", "clip", "task", "kind", "prompt", "reference", "prediction")
+HELD_BYTES = 2**28  # caches of batches that wait to be captioned together
 NUMBER_COLUMNS = (
     "nll", "token_accuracy", "correct", "rank", "slot", "exact", "order", *metrics.EXAMPLE_METRICS
 )
@@ -131,27 +132,36 @@ class _Reader:
 
     def ask(self, clips: Sequence[Clip], references, batch_size: int) -> list[_Said]:
         """What the model says of each clip, in their order. `references` by clip id, or empty."""
-        pad, start = self.layout.pad, (self.layout.cap,)
         items = [self._items(clip, references.get(clip.id, ())) for clip in clips]
         order = sorted(range(len(clips)), key=lambda k: sum(item.length for item in items[k]))
-        said = [_Said() for _ in clips]
+        said, waiting = [_Said() for _ in clips], []
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             cache, vectors = self._encode(batch)
-            scores = scoring.score(self.model, cache, [items[k] for k in batch], pad)
+            scores = scoring.score(self.model, cache, [items[k] for k in batch], self.layout.pad)
             for k, row, vector in zip(batch, scores, vectors, strict=True):
                 said[k].video = vector
                 said[k].references, said[k].choices = (row[0], row[1:]) if references else ((), row)
             self._answer(cache, *([rows[k] for k in batch] for rows in (clips, items, said)))
             if references:
-                for k, caption in zip(batch, self._decode(cache, [start] * len(batch)), strict=True):
-                    said[k].caption = caption
+                waiting.append(([said[k] for k in batch], cache))
+                held_bytes = sum(scoring.cache_bytes(cache) for _, cache in waiting)
+                if held_bytes > HELD_BYTES or batch[-1] == order[-1]:
+                    self._caption(waiting)
+                    waiting = []
         if references:
             rows = [self.layout.text(references[clip.id][0]) for clip in clips]
-            vectors = scoring.embed_texts(self.model, rows, pad).float().cpu().numpy()
+            vectors = scoring.embed_texts(self.model, rows, self.layout.pad).float().cpu().numpy()
             for one, vector in zip(said, vectors, strict=True):
                 one.text = vector
         return said
+
+    def _caption(self, waiting: Sequence[tuple[Sequence[_Said], object]]) -> None:
+        """Caption several batches at once: a step costs nearly as much for few rows as for many."""
+        rows = [one for batch, _ in waiting for one in batch]
+        cache = scoring.join([cache for _, cache in waiting])
+        for one, caption in zip(rows, self._decode(cache, [(self.layout.cap,)] * len(rows)), strict=True):
+            one.caption = caption
 
     def _items(self, clip: Clip, references: Sequence[str]) -> list[scoring.Item]:
         """The clip's text as trees: all references behind `<cap>`, then each question with its choices.

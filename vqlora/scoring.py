@@ -121,6 +121,8 @@ def score(model: nn.Module, cache, rows: Sequence[Sequence[Item]], pad: int) -> 
     behind = {"attention_mask": mask, "position_ids": past + places, "past_key_values": cache}
     out = inner(input_ids=ids, **behind, use_cache=True, logits_to_keep=1)
     cache.crop(-width)
+    # A crop is a view; this copy lets go of the packed positions.
+    cache.batch_select_indices(torch.arange(len(rows), device=device))
 
     # Each position that predicts goes through the head once, though several branches may start there.
     wanted = [(r, *prediction) for r, p in enumerate(packed) for prediction in p.predictions]
@@ -205,6 +207,19 @@ def greedy(
             cache.batch_select_indices(torch.tensor(kept, device=device))
             alive = [alive[k] for k in kept]
     return told
+
+
+def cache_bytes(cache) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def join(caches: Sequence):
+    """One cache with the rows of all, in order; all must have equally many positions. Changes the first."""
+    first = caches[0]
+    for index, layer in enumerate(first.layers):
+        layer.keys = torch.cat([cache.layers[index].keys for cache in caches])
+        layer.values = torch.cat([cache.layers[index].values for cache in caches])
+    return first
 
 
 def rows_of(cache, rows: Sequence[int]):
