@@ -27,7 +27,7 @@ def faulty(settings, data_root, work):
 
 def chatty(settings, data_root, work):
     """Prints, then waits long enough to be killed with its parent."""
-    print("hello from the run")
+    print("hello from the run", flush=True)
     (work / "pid").write_text(str(os.getpid()))
     time.sleep(30)
     return quick(settings, data_root, work)

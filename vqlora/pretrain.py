@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -136,8 +137,11 @@ def pretrain(recipe: PretrainSettings, out: Path) -> Path:
     if (out / "model" / "done").is_file():
         return out / "model"
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(recipe.processes), "-m", "vqlora.pretrain", str(out)]
+    # By address, not by name, so that it works where "localhost" or the host's own name does not resolve.
+    threads |= {"GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(recipe.processes)]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port())]
+    command += ["-m", "vqlora.pretrain", str(out)]
     done = subprocess.run(command, env={**os.environ, **threads})
     if done.returncode:
         raise RuntimeError(
@@ -145,6 +149,12 @@ def pretrain(recipe: PretrainSettings, out: Path) -> Path:
         )
     (out / "model" / "done").touch()
     return out / "model"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _worker(out: Path) -> None:
