@@ -205,7 +205,7 @@ def test_root_on_debian_gets_latex_by_apt_and_is_told_the_size(machine):
 
 
 def test_make_names_every_step_without_running_it():
-    command = ["make", "-n", "--no-print-directory", "paper", "PROFILE=full"]  # the tests may run below another make
+    command = ["make", "-n", "--no-print-directory", "paper", "PROFILE=full"]  # tests may run below make
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         "bash scripts/setup.sh",
