@@ -25,7 +25,6 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: help paper smoke test setup list figures tables pdf lint clean $(NOTEBOOKS)
 .NOTPARALLEL:
-MAKEFLAGS += --no-print-directory
 
 help:
 	@sed -n 's/^#   //p' Makefile

@@ -204,19 +204,24 @@ def test_root_on_debian_gets_latex_by_apt_and_is_told_the_size(machine):
     )
 
 
+def dry_make(*words: str) -> subprocess.CompletedProcess:
+    """`make -n`, told nothing by a make that these tests may run below."""
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, env=env)
+
+
 def test_make_names_every_step_without_running_it():
-    command = ["make", "-n", "--no-print-directory", "paper", "PROFILE=full"]  # tests may run below make
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = dry_make("paper", "PROFILE=full")
     assert done.stdout.splitlines() == [
         "bash scripts/setup.sh",
         ".venv/bin/vqlora notebook --profile full",
         ".venv/bin/vqlora pdf --profile full",
     ]
-    done = subprocess.run(["make", "-n", "02"], cwd=ROOT, capture_output=True, text=True)
+    done = dry_make("02")
     assert done.stdout.splitlines()[-1] == ".venv/bin/vqlora notebook 02 --pretrain --profile cpu"
 
 
 def test_every_numbered_notebook_has_a_make_target():
     for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
-        done = subprocess.run(["make", "-n", path.name[:2]], cwd=ROOT, capture_output=True, text=True)
+        done = dry_make(path.name[:2])
         assert done.returncode == 0 and f"notebook {path.name[:2]} " in done.stdout
