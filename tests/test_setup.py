@@ -206,7 +206,8 @@ def test_root_on_debian_gets_latex_by_apt_and_is_told_the_size(machine):
 
 def dry_make(*words: str) -> subprocess.CompletedProcess:
     """`make -n`, told nothing by a make that these tests may run below."""
-    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    above = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    env = {name: value for name, value in os.environ.items() if name not in above}
     return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, env=env)
 
 

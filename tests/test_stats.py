@@ -144,6 +144,14 @@ def test_holm_is_monotone_and_between_p_and_bonferroni(p):
     assert (np.diff(adjusted[order]) >= -1e-12).all()
 
 
+def test_holm_agrees_with_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    p = [0.04, 0.001, 0.3, 0.04, 0.011, 0.9]
+    assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert stats.holm([]).shape == (0,)
+
+
 def test_holm_leaves_unknown_p_values_out_of_the_family():
     adjusted = stats.holm([0.01, math.nan, 0.04])
     assert adjusted[[0, 2]] == pytest.approx([0.02, 0.04]) and math.isnan(adjusted[1])
