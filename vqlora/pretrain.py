@@ -1,10 +1,11 @@
 """Train the embedded base from scratch: clips drawn in memory by the benchmark's own renderer, none seen
 twice.
 
-Two stages in one Trainer run. First the vision tower alone, on dense labels from the renderer (which sprite
-covers a patch, where its centre is, how large, turned and opaque it is). Then everything: captions,
-questions, retrieval, text-only sentences, and the dense loss on. Text rows of one clip are packed behind
-its visual tokens: the attention mask keeps them apart, so the frames are read once for all of them.
+Two stages in one Trainer run. First vision tower and projector, on labels from the renderer: which sprite
+covers a patch and how it is posed; and each visual token must read as the name of what it shows, through the
+shared output head, and tell what moved since the frame before. Then everything: captions, questions,
+retrieval and text-only sentences, the labels kept on. Text rows of one clip are packed behind its visual
+tokens: the attention mask keeps them apart, so the frames are read once for all of them.
 """
 
 from __future__ import annotations
