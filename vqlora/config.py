@@ -122,11 +122,13 @@ class PretrainSettings(Settings):
     vision_layers: int = Field(4, ge=1)
     frames: tuple[int, ...] = Field((5, 6, 8), min_length=1)  # cycled over the joint steps
     vision_frames: int = Field(4, ge=1)
-    questions: int = Field(3, ge=0)                          # per clip and step
+    captions: int = Field(2, ge=1, le=5)                     # references read per clip and step
+    questions: int = Field(2, ge=0)                          # per clip and step
     contrastive_weight: float = Field(0.25, ge=0)
     dense_weight: float = Field(0.5, ge=0)
     name_weight: float = Field(0.5, ge=0)                    # visual tokens read as names
     motion_weight: float = Field(1.0, ge=0)                  # visual tokens tell what moved
+    turn_weight: float = Field(1.0, ge=0)                    # the decoder counts the events so far
     text_weight: float = Field(0.3, ge=0)
     foreign_share: float = Field(0.5, ge=0, le=1)            # text-only sentences in es, de, fr or zh
     save_steps: int = Field(100, ge=1)
@@ -167,6 +169,7 @@ class MainSettings(Settings):
     eval_clips: int = Field(ge=1)
     eval_part: Literal["val", "devtest", "test"] = "test"
     overrides: dict[str, Any] = {}                           # fields of RunSettings for every arm
+    margin_nll: float = Field(0.05, gt=0)                    # nats a token that count as equal
     sweep_seeds: tuple[int, ...] = (1000,)                   # tuning has seeds of its own
     sweep_clips: int = Field(256, ge=1)
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqlora.config import RunSettings
 from vqlora.identity import digest
+from vqlora.result import RunResult
 
 if TYPE_CHECKING:
     import pandas
@@ -38,15 +39,6 @@ UNUSED_BY_FROZEN = frozenset((
 
 class StoreError(OSError):
     """A result could not be written; the message is one line that names the file."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What one run gives back: `metrics` come out the same when repeated, `cost` is bound to the machine."""
-
-    metrics: dict[str, float]
-    cost: dict[str, float]
-    examples: pandas.DataFrame | None = None                 # one row per clip and task item
 
 
 @dataclass(frozen=True)

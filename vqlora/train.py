@@ -13,7 +13,6 @@ import logging
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,22 +28,15 @@ from vqlora.baselines import attach, prepare, trainable_report
 from vqlora.checkpoints import MarkWhole, last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator, shuffled
 from vqlora.data.cache import FrameStore
+from vqlora.data.clips import require_disjoint
 from vqlora.data.formats import load_kinemoji
 from vqlora.evaluate import evaluate
 from vqlora.naming import describe_model, save_model
 from vqlora.quantize import compute_dtype
+from vqlora.result import RunResult
 
 CONTRASTIVE_SCALE = 12.0  # inverse temperature, about what the base was pretrained with
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What one run gives: `metrics` repeat exactly, `cost` is bound to the machine, one example a row."""
-
-    metrics: dict[str, float]
-    cost: dict[str, float]
-    examples: object = None  # pandas.DataFrame
 
 
 class Schedule(Dataset):
@@ -151,6 +143,7 @@ def execute(
     if settings.arm != "frozen" and settings.steps:
         train_clips, train_store, skipped = _clips(data_root, settings.domain, "train", settings.train_clips)
         left_out = left_out + skipped
+        require_disjoint(**{"train": train_clips, settings.eval_part: clips})
         share = {"question_share": settings.question_share, "tokens_per_frame": per_frame}
         probe = ClipDataset(
             train_clips, train_store, settings.frames, settings.select

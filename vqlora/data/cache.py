@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +102,6 @@ class ArrayStore:
 
     def __getitem__(self, key: int | str) -> np.ndarray:
         return self._frames[key if isinstance(key, str) else self.clips[key].id]
-
-
-def data_hash(clips: Iterable[Clip], cache_dir: Path = CACHE_DIR, *, workers: int | None = None,
-              progress: bool = True) -> str:
-    """A hash over ids, annotations and file contents of clips in their order; independent of where they lie.
-
-    Videos are read once: their hashes come from the manifest. Hex, 64 characters.
-    """
-    clips = tuple(clips)
-    checks = check_videos((clip.path for clip in clips), cache_dir, workers=workers, progress=progress)
-    digest = hashlib.sha256()
-    for clip in clips:
-        row = asdict(clip) | {"path": checks[clip.path].sha256 if clip.path in checks else "missing"}
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def decode_job(job: Job) -> dict:

@@ -12,14 +12,13 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vqlora.data.clips import PARTS, Clip, Segment
+from vqlora.files import write_atomic
 
 MSRVTT_SPLITS = {"train": "train", "val": "validate", "devtest": "devtest", "test": "test"}
 VATEX_FILES = {
@@ -150,23 +149,6 @@ def write_truth(path: Path, clips: Iterable[Clip],
         events = [asdict(event) for event in clip.events or ()]
         lines.append(_dump({"video_id": clip.id, "events": events, **(extra or {}).get(clip.id, {})}))
     return write_atomic(path, "\n".join(lines) + "\n")
-
-
-def write_atomic(path: Path, content: str | bytes) -> Path:
-    """Write `content` beside `path` and rename it over `path`, so that no reader sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def json_lines(value: dict | list) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from vqlora.data.writers import write_atomic
+from vqlora.files import write_atomic
 from vqlora.frames.reader import VideoCheck, check
 from vqlora.frames.workers import Job, run_jobs
 

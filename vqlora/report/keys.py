@@ -19,12 +19,12 @@ tables.
 import csv
 import hashlib
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from vqlora.files import write_atomic
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_.+\-]*\Z")
 INTERVAL = ("low", "high")
@@ -254,23 +254,6 @@ def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str) -> str:
     ]
     lines += [rf"\vqset{{{key}}}{{{value.text}}}{{{value.interval}}}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
-
-
-def write_atomic(path: Path, text: str | bytes) -> Path:
-    """Write a file so that a reader sees the old one or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = text.encode("utf-8") if isinstance(text, str) else text
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def write_keys(results: Path, generated: Path, profile: str) -> dict[str, Value]:

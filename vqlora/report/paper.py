@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from vqlora.report.keys import ResultsError, write_atomic, write_keys
+from vqlora.files import write_atomic
+from vqlora.report.keys import ResultsError, write_keys
 from vqlora.report.tables import write_tables
 
 REFERENCE = "reference"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from vqlora.files import write_atomic
 from vqlora.report.keys import (
     ResultsError,
     format_interval,
     format_number,
     latex_text,
-    write_atomic,
 )
 
 ARMS = {"frozen": "Frozen", "full": "Full fine-tuning", "lora": "LoRA, 16 bit", "qlora": "QLoRA, NF4"}

@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...console import lock
+from ...files import write_atomic
 from ...frames.workers import run_jobs
 from ...identity import code_hash, digest
 from .. import writers
@@ -186,7 +187,7 @@ def _read_record(path: Path) -> dict[str, dict]:
 
 
 def _write_record(path: Path, rows: Mapping[str, dict], order: Mapping[str, Scene]) -> None:
-    writers.write_atomic(path, "".join(json.dumps(rows[name]) + "\n" for name in order if name in rows))
+    write_atomic(path, "".join(json.dumps(rows[name]) + "\n" for name in order if name in rows))
 
 
 def _intact(path: Path, row: dict) -> bool:
