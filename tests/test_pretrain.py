@@ -13,8 +13,8 @@ from vqlora.pretrain_data import (
     Pack,
     SourceClips,
     dense_labels,
+    event_labels,
     mixed_frames,
-    motion_labels,
     packed_mask,
 )
 
@@ -105,15 +105,28 @@ def test_dense_labels_find_the_sprite_where_it_is_drawn():
     ],
 )
 def test_motion_labels_tell_only_what_two_frames_can_show(motion, frames, told):
-    labels = motion_labels(scene(motion), frames)
+    labels, turns = event_labels(scene(motion), frames)
     assert (labels[0] == len(MOTIONS)).all() and (labels[1, :3] == len(MOTIONS)).all()
     assert labels[1, 3] == (MOTIONS.index(motion) if told else len(MOTIONS))
+    assert turns.tolist() == [[0, 0, 0, 0], [0, 0, 0, int(told)]]
+
+
+def test_turns_count_the_events_that_the_frames_show():
+    actors = tuple(Actor(sprite=7 + c, cell=c, size=24, shot=0, x=16.0, y=16.0) for c in range(3))
+    events = (Event(1, "spin", 4, 9), Event(0, "left", 12, 18), Event(2, "spin", 22, 27))
+    drawn = Scene(
+        "source", "val", 0, 40, actors, events, (Shot(0, 40, "gradient", 1),), (), (), None, 5
+    )
+    _, turns = event_labels(drawn, [2, 6, 10, 20, 25, 39])
+    assert turns.argmax(1).tolist() == [0, 1, 1, 0, 2, 2] and turns.max(1).tolist() == [0, 1, 1, 2, 3, 3]
+    _, turns = event_labels(drawn, [2, 10, 20, 25])  # the first spin is unseen: the next event is the first
+    assert turns.max(1).tolist() == [0, 0, 1, 2]
 
 
 def test_items_repeat_exactly_and_source_clips_show_no_target_pair():
     clips = SourceClips(SMALL)
     first, again = clips[9], SourceClips(SMALL)[9]
-    assert first["caption"] == again["caption"] and np.array_equal(first["frames"], again["frames"])
+    assert first["captions"] == again["captions"] and np.array_equal(first["frames"], again["frames"])
     for index in range(300):
         drawn = sample_scene(DOMAINS["source"], "train", index, 0)
         assert not any(target_only_pair(drawn.actors[e.actor].sprite, e.motion) for e in drawn.events)

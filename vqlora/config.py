@@ -109,8 +109,8 @@ class PretrainSettings(Settings):
     pretrain: bool = False                                   # False: evaluate the released base only
     val_clips: int = Field(512, ge=1)
     seed: int = Field(0, ge=0)
-    steps: int = Field(1150, ge=1)
-    vision_steps: int = Field(250, ge=0)                     # of them: vision tower alone, on dense labels
+    steps: int = Field(1030, ge=1)
+    vision_steps: int = Field(200, ge=0)                     # of them: vision tower alone, on dense labels
     batch_size: int = Field(48, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(50, ge=0)

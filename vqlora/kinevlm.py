@@ -151,10 +151,6 @@ class KineVisionTower(nn.Module):
         return self.norm(x)
 
 
-class _Place(nn.Embedding):
-    """Where in its frame a visual token lies; drawn large enough to be heard beside the features."""
-
-
 class KineProjector(nn.Module):
     """Fusion: 2 x 2 patches become one token, which carries its frame, its change since the last, and its
     time."""
@@ -165,7 +161,7 @@ class KineProjector(nn.Module):
         width = config.text_config.hidden_size
         self.linear_1 = nn.Linear(8 * config.vision_width, config.projector_width)
         self.linear_2 = nn.Linear(config.projector_width, width)
-        self.place = _Place(config.tokens_per_frame, width)
+        self.place = nn.Embedding(config.tokens_per_frame, width)
         self.time = nn.Linear(32, width)
 
     def forward(self, features: Tensor, times: Tensor) -> Tensor:
@@ -180,6 +176,8 @@ class KineProjector(nn.Module):
         change = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:] - x[:, :-1]], dim=1)
         x = self.linear_2(F.gelu(self.linear_1(torch.cat([x, change], dim=-1)), approximate="tanh"))
         octaves = torch.arange(16, device=x.device, dtype=torch.float32)
+        # Of unit size: features that may grow drown place and time, and with them the order of events.
+        x = F.layer_norm(x, x.shape[-1:])
         angle = (
             times.float()[..., None] * torch.pi * 2.0 ** (octaves * 0.4)
         )  # half a turn to 32 turns over a clip
@@ -238,8 +236,9 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, _Place):
-            init.normal_(module.weight, std=0.3)
+        if isinstance(module, KineProjector):
+            init.normal_(module.place.weight, std=0.5)
+            init.normal_(module.time.weight, std=0.5 / 4)  # its input has norm 4
 
     def get_input_embeddings(self):
         return self.model.language_model.embed_tokens

@@ -4,7 +4,8 @@ twice.
 Two stages in one Trainer run. First vision tower and projector, on labels from the renderer: which sprite
 covers a patch and how it is posed; and each visual token must read as the name of what it shows, through the
 shared output head, and tell what moved since the frame before. Then everything: captions, questions,
-retrieval and text-only sentences, the labels kept on. Text rows of one clip are packed behind its visual
+retrieval and text-only sentences, the labels kept on; and half-way up the decoder a visual token must know
+the how many-th event it shows, which is what the words of a caption ask for. Text rows of one clip are packed behind its visual
 tokens: the attention mask keeps them apart, so the frames are read once for all of them.
 """
 
@@ -54,10 +55,11 @@ class KineVLMForPretraining(KineVLMForConditionalGeneration):
         self.recipe = recipe or PretrainSettings()
         self.dense_head = nn.Linear(config.vision_width, NOBODY + 1 + 6)
         self.motion_head = nn.Linear(config.text_config.hidden_size, len(MOTIONS) + 1)
+        self.turn_head = nn.Linear(config.text_config.hidden_size, 4)  # no event, or the first to third
         self.log_temperature = nn.Parameter(torch.tensor(2.5))
         self.post_init()
 
-    def forward(self, pixel_values, frame_times, patches, motions, names, input_ids=None, labels=None,
+    def forward(self, pixel_values, frame_times, patches, motions, turns, names, input_ids=None, labels=None,
     position_ids=None,
                 attention_mask=None, text_ids=None, text_labels=None, text_mask=None):  # fmt: skip
         recipe, read = self.recipe, super().forward
@@ -77,9 +79,13 @@ class KineVLMForPretraining(KineVLMForConditionalGeneration):
             embeds = self._fill(input_ids, self.get_input_embeddings()(input_ids), visual)
             told = read(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids,
             labels=labels,
-                        use_cache=False)  # fmt: skip
+                        output_hidden_states=True, use_cache=False)  # fmt: skip
             text = read(text_ids, attention_mask=text_mask, labels=text_labels, use_cache=False)
             clips = len(pixel_values)
+            # Half-way up, a visual token should know how many events came before: the words look them up.
+            halfway = told.hidden_states[self.config.text_config.num_hidden_layers // 2]
+            counted = self.turn_head(halfway[input_ids == self.config.image_token_id])
+            parts["turn"] = recipe.turn_weight * F.cross_entropy(counted, turns.flatten())
             match = contrastive_loss(
                 self.embed(told.last_hidden_state, input_ids),
                 self.embed(text.last_hidden_state[:clips], text_ids[:clips]),

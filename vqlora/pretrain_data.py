@@ -43,7 +43,7 @@ class SourceClips(torch.utils.data.Dataset):
             "times": (indices / (scene.frames - 1)).astype(np.float32),
         }
         item["patches"], item["cells"] = dense_labels(scene, indices)
-        item["motions"] = motion_labels(scene, indices)
+        item["motions"], item["turns"] = event_labels(scene, indices)
         if not vision_only:
             asked = questions(scene)
             chosen = rng.permutation(len(asked))[: recipe.questions]
@@ -51,7 +51,7 @@ class SourceClips(torch.utils.data.Dataset):
                 str(rng.choice(("es", "de", "fr", "zh"))) if rng.random() < recipe.foreign_share else "en"
             )
             item |= {
-                "caption": str(rng.choice(captions(scene))),
+                "captions": [str(text) for text in rng.permutation(captions(scene))[: recipe.captions]],
                 "questions": [(asked[j].text, asked[j].choices[asked[j].answer]) for j in chosen],
                 "sentence": text_only(rng, language),
             }
@@ -61,7 +61,7 @@ class SourceClips(torch.utils.data.Dataset):
 def mixed_frames(scene, k: int, rng: np.random.Generator) -> np.ndarray:
     """Sorted frame numbers: evenly spaced, random, or centred on the events, so that any later policy is in
     range."""
-    kind = rng.choice(("uniform", "random", "events"), p=(0.5, 0.2, 0.3))
+    kind = rng.choice(("uniform", "random", "events"), p=(0.45, 0.15, 0.4))
     if kind == "uniform":
         centres = (np.arange(k) + 0.5 + rng.uniform(-0.3, 0.3)) * scene.frames / k
         return np.clip(centres, 0, scene.frames - 1).astype(int)
@@ -106,21 +106,26 @@ def dense_labels(scene, indices) -> tuple[np.ndarray, np.ndarray]:
     return patches, cells
 
 
-def motion_labels(scene, indices) -> np.ndarray:
-    """int64 ``[T, 4]``: what the actor of each cell did since the frame before (12: nothing), as far as the
-    two
-    frames can show it: a passing motion leaves no trace, so one of them must lie inside it."""
-    out = np.full((len(indices), 4), len(MOTIONS))
-    for row in range(1, len(indices)):
-        before, now = int(indices[row - 1]), int(indices[row])
-        for event in scene.events:
-            actor = scene.actors[event.actor]
+def event_labels(scene, indices) -> tuple[np.ndarray, np.ndarray]:
+    """What the actor of each cell did since the frame before, as far as the two frames can show it (a passing
+    motion leaves no trace, so one of them must lie inside it), and whose turn that was.
+
+    Both int64 ``[T, 4]``: the motion (12: nothing), and its place among the events these frames show, from 1
+    (0: nothing).
+    """
+    motions, turns = np.full((len(indices), 4), len(MOTIONS)), np.zeros((len(indices), 4), dtype=np.int64)
+    turn = 0
+    for event in scene.events:
+        actor = scene.actors[event.actor]
+        shot, seen = scene.shots[actor.shot], False
+        for row in range(1, len(indices)):
+            before, now = int(indices[row - 1]), int(indices[row])
             inside = any(event.start <= t < event.end for t in (before, now))
-            shot = scene.shots[actor.shot]
             spans = shot.start <= before and before < event.end and now >= event.start and now < shot.end
             if spans and (inside or event.motion in LASTING):
-                out[row, actor.cell] = MOTIONS.index(event.motion)
-    return out
+                turn, seen = turn + (not seen), True
+                motions[row, actor.cell], turns[row, actor.cell] = MOTIONS.index(event.motion), turn
+    return motions, turns
 
 
 def _covered(x: float, y: float, half: float, grid: int) -> np.ndarray:
@@ -133,7 +138,7 @@ def _covered(x: float, y: float, half: float, grid: int) -> np.ndarray:
 
 
 class Pack:
-    """Collates items into one packed row per clip: ``prefix | caption | question | question ...``."""
+    """Collates items into one packed row per clip: ``prefix | caption ... | question ...``."""
 
     def __init__(self, tokenizer, tokens_per_frame: int):
         self.ids = {t: tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens}
@@ -151,6 +156,7 @@ class Pack:
             "frame_times": torch.from_numpy(np.stack([i["times"] for i in items])),
             "patches": torch.from_numpy(np.stack([i["patches"] for i in items])),
             "motions": torch.from_numpy(np.stack([i["motions"] for i in items])).flatten(1),
+            "turns": torch.from_numpy(np.stack([i["turns"] for i in items])).flatten(1),
             "names": self.names[torch.from_numpy(np.stack([i["cells"] for i in items]))].flatten(1),
         }
         if items[0]["vision_only"]:
@@ -159,7 +165,7 @@ class Pack:
         prefix = [s["<bos>"], *[s["<image>"]] * (self.per_frame * frames), s["<emb>"]]
         rows = []
         for item in items:
-            parts = [([s["<cap>"]], self.words(item["caption"]) + [s["<eos>"]])]
+            parts = [([s["<cap>"]], self.words(text) + [s["<eos>"]]) for text in item["captions"]]
             for question, answer in item["questions"]:
                 parts.append(
                     ([s["<qst>"], *self.words(question), s["<ans>"]], [*self.words(answer), s["<eos>"]])
@@ -169,7 +175,7 @@ class Pack:
         batch["attention_mask"] = packed_mask(segment)
         text = []
         for item in items:  # read alone, a caption gives the text vector; a text-only sentence teaches words
-            text.append(([s["<bos>"], *self.words(item["caption"]), s["<emb>"]], None))
+            text.append(([s["<bos>"], *self.words(item["captions"][0]), s["<emb>"]], None))
         for item in items[::2]:
             sentence = [*self.words(item["sentence"]), s["<eos>"]]
             text.append(([s["<bos>"], s["<cap>"]], sentence))
