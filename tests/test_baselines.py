@@ -81,3 +81,12 @@ def test_wrong_bases_are_refused():
     for step in (prepare, attach):
         with pytest.raises(ValueError, match="arm 'full'.* held in 'fp4'"):
             step(held, settings_like("full", "bf16"))
+
+
+@pytest.mark.parametrize("gate", ["none", "rank"])
+def test_the_gated_arm_has_the_same_adapters_as_qlora_and_gates_besides(gate):
+    gated, plain = made("vqlora", "nf4", gate=gate), made("qlora", "nf4")
+    ours, theirs = ({name: p for name, p in m.named_parameters() if p.requires_grad} for m in (gated, plain))
+    assert set(theirs) <= set(ours) and all(torch.equal(ours[name], p) for name, p in theirs.items())
+    rest = set(ours) - set(theirs)
+    assert all(".lora_gate" in name for name in rest) and bool(rest) == (gate == "rank")

@@ -1,4 +1,4 @@
-"""The arms of the comparison, put on a base model: frozen, full fine-tuning, LoRA, QLoRA.
+"""The arms of the comparison, put on a base model: frozen, full fine-tuning, LoRA, QLoRA, gated QLoRA.
 
     model = attach(prepare(base, settings), settings)    # ready to train; `prepare` chooses the bits
     trainable_report(model)["trainable_frac"]
@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -16,7 +18,7 @@ from vqlora.cost import parameter_count
 from vqlora.modalities import target_modules
 from vqlora.quantize import close_packing_trap, load_quantized
 
-ARMS = ("frozen", "full", "lora", "qlora")
+ARMS = ("frozen", "full", "lora", "qlora", "vqlora")
 
 
 def prepare(model: nn.Module, settings, *, device: str | torch.device | None = None) -> nn.Module:
@@ -45,7 +47,7 @@ def attach(model: nn.Module, settings) -> nn.Module:
     held = getattr(getattr(model, "vqlora_precision", None), "bits", None)
     if settings.arm not in ARMS:
         raise ValueError(f"arm: {settings.arm!r} is not known; allowed: {', '.join(ARMS)}")
-    if settings.arm in ("lora", "qlora") and held != settings.bits:
+    if settings.arm in ("lora", "qlora", "vqlora") and held != settings.bits:
         raise ValueError(
             f"arm {settings.arm!r} wants a base in {settings.bits!r}, this one is in {held or 'fp32'!r}; "
             "see baselines.prepare"
@@ -54,7 +56,7 @@ def attach(model: nn.Module, settings) -> nn.Module:
         if settings.arm == "full" and held is not None:
             raise ValueError(f"arm 'full' cannot train a base held in {held!r}; see baselines.prepare")
         return model.requires_grad_(settings.arm == "full")
-    config = lora_config(model, settings)
+    config = vqlora_config(settings) if settings.arm == "vqlora" else lora_config(model, settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         # Adapters stay float32 whatever the base is in: they are their own masters, and a bfloat16 one loses
@@ -74,6 +76,22 @@ def lora_config(model: nn.Module, settings) -> LoraConfig:
         use_rslora=settings.rslora,
         bias="none",
         target_modules=target_modules(model, settings.modalities, settings.layers),
+    )
+
+
+def vqlora_config(settings) -> LoraConfig:
+    """Our adapter with the same ranks on the same layers as `lora_config`'s, and gates."""
+    # Imported by name: the other arms do not depend on this code, so a change of it reruns none of them.
+    return importlib.import_module("vqlora.adapter").VQLoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        modalities=settings.modalities,
+        layers=settings.layers,
+        gate=settings.gate,
+        control=settings.control,
+        control_seed=settings.seed,
     )
 
 

@@ -22,14 +22,14 @@ from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 __all__ = ["ArmSettings", "ConfigError", "DataSettings", "MainSettings", "PartCounts", "PretrainSettings",
            "Profile", "RunSettings", "arm_name", "load_profile", "load_run", "swept_rates"]
 
-Arm = Literal["frozen", "full", "lora", "qlora"]
+Arm = Literal["frozen", "full", "lora", "qlora", "vqlora"]
 Bits = Literal["nf4", "fp4", "int8", "bf16"]
 Part = Literal["train", "val", "devtest", "test"]
 Language = Literal["en", "es", "de", "fr", "zh"]
 Modality = Literal["vision", "fusion", "text", "audio"]
 
 _BITS_OF_ARM = {"frozen": ("nf4", "fp4", "int8", "bf16"), "full": ("bf16",), "lora": ("bf16",),
-                "qlora": ("nf4", "fp4", "int8")}
+                "qlora": ("nf4", "fp4", "int8"), "vqlora": ("nf4", "fp4", "int8", "bf16")}
 
 
 class Settings(BaseModel):
@@ -52,6 +52,9 @@ class RunSettings(Settings):
     rslora: bool = False
     modalities: tuple[Modality, ...] = Field(("vision", "fusion", "text"), min_length=1)
     layers: str | tuple[str, ...] = "attention+mlp"          # or "attention", or patterns of module names
+    gate: Literal["none", "scalar", "rank", "mixture", "selective"] = "rank"  # of arm vqlora, as the next two
+    control: Literal["constant", "shuffled", "random"] | None = None
+    gate_rate: float = Field(5.0, gt=0)                      # times learning_rate
     learning_rate: float = Field(ge=0)
     steps: int = Field(ge=0)
     batch_size: int = Field(32, ge=1)

@@ -42,6 +42,7 @@ __all__ = ["GridError", "RunResult", "RunStore", "StoreError", "StoredRun", "bas
            "cost_frame", "data_hash", "expected_s", "provenance", "results_frame", "run_grid", "run_key",
            "write_csv", "write_results"]
 
+ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer")}  # what `baselines` and `train` take by name
 Execute = Callable[[RunSettings, Path, Path], Any]           # (settings, data_root, work) -> RunResult
 REFRESH_S = 5.0
 
@@ -54,6 +55,7 @@ class GridError(RuntimeError):
 class _Task:
     key: str
     settings: RunSettings
+    code: str
     expected_s: float
     tries: int = 0
     started: float = 0.0
@@ -84,17 +86,16 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
     """
     workers = profile if isinstance(profile, int) else profile.workers
     data_root = Path(data_root or store.root / "data")
-    if code is None:
-        code = code_hash([execute.__module__ if execute else "vqlora.train"])
     asked = _resolved(list(runs), compute_dtype)
-    keys = _keys(asked, data_root, code)
+    codes = _codes(asked, execute) if code is None else [code] * len(asked)
+    keys = _keys(asked, data_root, codes)
     tasks = {}
-    for key, settings in zip(keys, asked, strict=True):
+    for key, settings, its_code in zip(keys, asked, codes, strict=True):
         if key not in tasks and store.get(key) is None:
-            tasks[key] = _Task(key, settings, 0.0)
+            tasks[key] = _Task(key, settings, its_code, 0.0)
     if tasks:
         _predict(tasks.values(), store)
-        failed = _Grid(store, data_root, execute, workers, code).make(list(tasks.values()), len(set(keys)))
+        failed = _Grid(store, data_root, execute, workers).make(list(tasks.values()), len(set(keys)))
         if failed:
             raise GridError(f"{len(failed)} of {len(set(keys))} runs failed, the others are stored: "
                             + "; ".join(failed))
@@ -121,10 +122,18 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
             for run in runs]
 
 
-def _keys(runs: Sequence[RunSettings], data_root: Path, code: str) -> list[str]:
+def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
+    """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
+    module = execute.__module__ if execute else "vqlora.train"
+    of_arm = {arm: code_hash([module, *ARM_MODULES.get(arm, ())]) for arm in {run.arm for run in runs}}
+    return [of_arm[run.arm] for run in runs]
+
+
+def _keys(runs: Sequence[RunSettings], data_root: Path, codes: Sequence[str]) -> list[str]:
     data = {domain: data_hash(data_root, domain) for domain in {settings.domain for settings in runs}}
     bases = {base: base_hash(base) for base in {settings.base for settings in runs}}
-    return [run_key(settings, data[settings.domain], bases[settings.base], code) for settings in runs]
+    return [run_key(settings, data[settings.domain], bases[settings.base], code)
+            for settings, code in zip(runs, codes, strict=True)]
 
 
 def _predict(tasks: Iterable[_Task], store: RunStore) -> None:
@@ -151,7 +160,6 @@ class _Grid:
     data_root: Path
     execute: Execute | None
     workers: int
-    code: str
     failed: list[str] = field(default_factory=list)
     done: list[tuple[float, float]] = field(default_factory=list)    # (expected, measured) seconds
 
@@ -182,7 +190,7 @@ class _Grid:
             idle = next((worker for worker in pool if worker.task is None), None)
             worker = idle or self._start(pool, queue[0].settings.threads)
             try:
-                worker.connection.send((queue[0].key, queue[0].settings))
+                worker.connection.send((queue[0].key, queue[0].settings, queue[0].code))
             except OSError:                                  # it died while idle; nothing is lost
                 pool.remove(worker)
                 continue
@@ -193,7 +201,7 @@ class _Grid:
     def _start(self, pool: list[_Worker], threads: int) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        arguments = (theirs, self.store.root, self.data_root, self.execute, self.code, os.getpid())
+        arguments = (theirs, self.store.root, self.data_root, self.execute, os.getpid())
         process = context.Process(target=_work, args=arguments, daemon=True)
         with _environment(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive",
                           TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore"):
@@ -254,15 +262,15 @@ class _environment:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def _work(connection: Connection, root: Path, data_root: Path, execute: Execute | None, code: str,
+def _work(connection: Connection, root: Path, data_root: Path, execute: Execute | None,
           parent: int) -> None:
-    """Life of a worker process: takes (key, settings), answers "" when stored or one line when it failed."""
+    """Life of a worker process: takes (key, settings, code), answers "" when stored, else the fault."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)             # the parent decides what an interrupt means
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     store = RunStore(root)
     while True:
         try:
-            key, settings = connection.recv()
+            key, settings, code = connection.recv()
         except (EOFError, OSError):
             return
         folder = store.work(key)

@@ -35,6 +35,7 @@ UNUSED_BY_FROZEN = frozenset((
     "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps",
     "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
     "question_share", "train_clips", "gradient_checkpointing", "optimizer"))
+OF_GATES = frozenset(("gate", "control", "gate_rate"))
 
 
 class StoreError(OSError):
@@ -61,11 +62,12 @@ class StoredRun:
 def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: str) -> str:
     """Identity of a run. Its `experiment` label and the path of its base do not count (the base's bytes do).
 
-    Settings that a frozen model never reads are left out for that arm, so its seeds are one run.
+    Settings that an arm never reads are left out: the seeds of a frozen model are one run.
     """
     values = settings.model_dump(mode="json", exclude={"experiment", "base"})
-    if settings.arm == "frozen":
-        values = {key: value for key, value in values.items() if key not in UNUSED_BY_FROZEN}
+    unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
+    unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
+    values = {key: value for key, value in values.items() if key not in unused}
     return digest(values, data_hash, base_hash, code_hash)
 
 
