@@ -30,9 +30,11 @@ LAYOUTS = {
     "flat": "x [sum of N_f, D]: the rows of a frame are neighbours, frames clip by clip",
     "tokens": "x [B, L, D]: placeholder tokens show frames, the other tokens none",
     "cross": "x [B, T*K, D]: all frames of a clip side by side, K rows each",
-    "text": "x [B, ...]: no row shows a frame",
+    "text": "x [R, L, D]: rows of text, none shows a frame",
+    "clips": "x [V, N, D]: rows of whole clips, none shows a single frame",
+    "sound": "x [sum of A_b, D]: the rows of a clip's sound are neighbours, none shows a frame",
 }
-_DEFAULT_LAYOUT = {"vision": "frames", "fusion": "frames", "text": "tokens", "audio": "text"}
+_DEFAULT_LAYOUT = {"vision": "frames", "fusion": "frames", "text": "tokens", "audio": "sound"}
 _ATTENTION = r"\.(\w*attn|\w*attention)\."
 
 
@@ -45,11 +47,11 @@ class Modalities:
     as the heads do. `attention` is a regular expression that finds attention layers in a full name.
 
     layouts: path -> one of `LAYOUTS`, for the layers below it; the longest path wins. Unnamed layers of
-        vision and fusion are "frames", of text "tokens", of audio "text".
+        vision and fusion are "frames", of text "tokens", of audio "sound".
     mixes: paths below which a layer's *output* row depends on several frames, `unmixed` the exceptions (the
         first projections of a decoder, say, which work row by row on tokens that still are of one frame).
     never: path -> reason, of linear layers that never get a gradient; they carry no adapters.
-    rows: finds the frames in a forward's inputs (`vqlora.rows`); None where nobody described it.
+    rows: finds the frames in a forward's inputs (`vqlora.sources`); None where nobody described it.
     refine: from (this, model) to a description that depends on the model's configuration.
 
     Paths in `keep`, `layouts`, `mixes`, `unmixed` and `never` may hold `*` and `[..]` (fnmatch).
@@ -127,7 +129,7 @@ def register_modalities(
     Raises ValueError if nothing is described, one path lies inside another part's path, or a layout is
     unknown.
 
-    >>> from vqlora.rows import Clips
+    >>> from vqlora.sources import Clips
     >>> known = register_modalities(
     ...     "my_type", vision=("model.eyes",), fusion=("model.bridge",), text=("model.decoder",),
     ...     rows=Clips(arg="pixel_values", token="image_token_id"))   # clips [B, T, 3, H, W]
@@ -179,7 +181,7 @@ def describe(model: nn.Module) -> Modalities:
             f"{', '.join(sorted(_KNOWN))}. Describe it by full module paths, for example: "
             f"vqlora.modalities.register_modalities({model_type!r}, "
             f"vision=('model.vision_tower',), fusion=('model.multi_modal_projector',), "
-            f"text=('model.language_model',), heads=('lm_head',), rows=vqlora.rows.Clips(arg="
+            f"text=('model.language_model',), heads=('lm_head',), rows=vqlora.sources.Clips(arg="
             f"'pixel_values', token='image_token_id')); this model has: {', '.join(tops)}"
         )
     return found
