@@ -60,7 +60,7 @@ class Conv3d16(nn.Conv3d):
         return self._conv_forward(x.float(), self.weight.float(), _wide(self.bias))
 
 
-_HELD = {
+HELD = {
     nn.Linear: Linear16,
     nn.Embedding: Embedding16,
     nn.LayerNorm: LayerNorm16,
@@ -95,9 +95,9 @@ def hold_in_16bit(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and not isinstance(module, _ComputesInFloat32):
             module.__class__ = _float32_version(type(module))
-        if type(module) in _HELD:
-            module.__class__ = _HELD[type(module)]
-        if type(module) in _HELD.values():
+        if type(module) in HELD:
+            module.__class__ = HELD[type(module)]
+        if type(module) in HELD.values():
             held.update(id(p) for p in module.parameters(recurse=False))
     for param in model.parameters():
         if param.dtype == torch.bfloat16 and id(param) not in held:
