@@ -4,7 +4,7 @@
     batch = tiny_batch("smolvlm", model)          # two clips of three frames, forward-ready, with labels
     model(**batch).loss
 
-Token ids: 0 padding, 1 begin, 2 end, 5 image, 6 video, 7 audio, 8 to 11 their starts and ends, text from 16 on.
+Token ids: 0 padding, 1 begin, 2 end, 5 image, 6 video, 7 audio, 8 to 11 starts and ends, words after 15.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 
 @dataclass(frozen=True)
 class Tiny:
-    """How to build a class: `build()` gives the model, `batch(model, frames, draw)` its inputs for clips of so
-    many frames each. `even`: all clips of a batch must have equally many."""
+    """How to build a class: `build()` gives the model, `batch(model, counts, draw)` its inputs for clips of
+    `counts` frames. `even`: all clips of a batch must have equally many."""
 
     build: Callable[[], PreTrainedModel]
     batch: Callable[[PreTrainedModel, Sequence[int], Draw], dict[str, Tensor]]
@@ -395,8 +395,9 @@ def _xclip() -> PreTrainedModel:
 
 
 def _xclip_batch(model, counts, draw):
-    if set(counts) != {model.config.vision_config.num_frames}:
-        raise ValueError(f"frames: {counts}: this X-CLIP takes {model.config.vision_config.num_frames} a clip")
+    wanted = model.config.vision_config.num_frames
+    if set(counts) != {wanted}:
+        raise ValueError(f"frames: {counts}: this X-CLIP takes {wanted} a clip")
     prompt = draw.prompt([[WORD]] * len(counts))
     del prompt["labels"]
     return {**prompt, "pixel_values": draw.pixels(len(counts), counts[0], 3, 32, 32), "return_loss": True}
