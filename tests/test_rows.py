@@ -186,6 +186,38 @@ def test_rows_of_text_that_share_a_clip():
     assert rows.tokens[:, -1].tolist() == [4, 4, 5, 5] and rows.tokens[2, 1] == 2
 
 
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "xclip"])  # it has no decoder
+@pytest.mark.parametrize("beams", [1, 2])
+def test_rows_fit_every_call_of_generate(name, beams):
+    model = tiny_model(name)
+    batch, known = tiny_batch(name, model), describe(model)
+    del batch["labels"]
+    rows, steps = [frame_rows(model, batch)], []
+    prompt = batch["input_ids"].shape[1]
+
+    def begin(module, args, kwargs):
+        found = frame_rows(model, kwargs)  # some classes encode in the first forward, some before it
+        rows.extend([found] if found is not None else [])
+
+    def check(layer):
+        def hook(module, args):
+            x = args[0]
+            index = rows[-1].index(known.layout(layer), x.shape).expand(x.shape[:-1])
+            if known.of(layer) == "text" and x.shape[1] != prompt:
+                assert x.shape[1] == 1 and bool((index >= rows[-1].frames).all())
+                owner = (index[:, 0] - rows[-1].frames) % rows[-1].clips
+                steps.append(owner.tolist())
+
+        return hook
+
+    model.register_forward_pre_hook(begin, with_kwargs=True)
+    for layer, module in linear_layers(model):
+        if known.of(layer) and layer not in known.heads:
+            module.register_forward_pre_hook(check(layer))
+    model.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False, num_beams=beams)
+    assert steps and all(step == sorted(step) and len(step) == 2 * beams for step in steps)
+
+
 @pytest.fixture(scope="module")
 def two_clips():
     """Two clips of two frames; tokens: a word, two for each frame, a word."""
@@ -211,6 +243,7 @@ def two_clips():
         ("text", (2, 7, 8), [[4], [5]]),
         ("clips", (2, 7, 8), [[4], [5]]),
         ("sound", (4, 8), [4, 4, 4, 5]),
+        ("sound", (8, 8), [4] * 6 + [5] * 2),  # two beams each
     ],
 )
 def test_index_of_each_layout(two_clips, layout, shape, wanted):

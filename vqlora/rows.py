@@ -70,7 +70,11 @@ class FrameRows:
         return self._neighbours("flat", shape, self.lengths)
 
     def _sound(self, shape) -> LongTensor:
-        return self.frames + self._neighbours("sound", shape, self.sound)
+        rows = torch.Size(shape[:-1]).numel()
+        # in beam search the audio tower gets every recording as often as there are beams, side by side
+        repeats = {int(rows // lengths.sum()) for lengths in self.sound if rows % lengths.sum() == 0}
+        stages = (*self.sound, *(lengths * n for n in sorted(repeats) for lengths in self.sound))
+        return self.frames + self._neighbours("sound", shape, stages)
 
     def _neighbours(self, layout, shape, stages) -> LongTensor:
         """Number of each run of rows, where the runs are as long as one of the stages says."""
@@ -142,6 +146,9 @@ class FrameSource:
 
 def frame_rows(model: nn.Module, inputs: Mapping[str, Any]) -> FrameRows | None:
     """Which frame each row shows in a forward with the keyword arguments `inputs`; None without a video.
+
+    None as well where the inputs bring encoded frames (`mm_encoder_outputs`) instead of pixels: `generate`
+    runs the vision tower before the first forward. The rows of generate's own arguments hold for all of them.
 
     Raises KeyError for an architecture that is not described, ValueError where placeholders and frames do not
     fit.
