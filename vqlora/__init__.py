@@ -36,7 +36,7 @@ def __dir__() -> list[str]:
 
 
 class _WithPeft(importlib.abc.MetaPathFinder):
-    """Loads `vqlora.adapter` right behind peft, so that peft knows the method whenever this package was imported."""
+    """Loads `vqlora.adapter` right behind peft, so that peft knows the method from the start."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "peft":

@@ -1,6 +1,6 @@
 """Frame features and what gates make of them: pure functions on tensors.
 
-    f = pixel_features(frames, clip)              # [F, 6] from frames [F, 3, H, W]; clip [F] numbers the clips
+    f = pixel_features(frames, clip)              # [F, 6] from frames [F, 3, H, W]; clip [F]
     f = standardise(f, mean, std)                 # with constants of the training set, never of the batch
     f = with_clip_means(f, clip, clips)           # [F + B, 6]: rows F + b for what shows no frame
     gate_values("rank", head(tanh(trunk(f))), r)  # [F + B, r], 2·sigmoid: 1 where the head gives 0
@@ -49,10 +49,12 @@ def pixel_features(
     check_features(names)
     if frames.ndim != 4 or frames.shape[1] != 3 or len(clip) != len(frames):
         raise ValueError(
-            f"frames: shape {tuple(frames.shape)} with {len(clip)} clip numbers; expected [F, 3, H, W] and [F]"
+            f"frames: shape {tuple(frames.shape)} with {len(clip)} clip numbers; expected [F, 3, H, W], [F]"
         )
     if bool((clip[1:] < clip[:-1]).any()):
         raise ValueError(f"clip: {clip.tolist()} is not ascending; frames come clip by clip")
+    if not len(frames):
+        return torch.zeros(0, len(names), device=frames.device)
     with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
         black, white = pixel_range
         small = F.adaptive_avg_pool2d(frames.float(), _SIDE)
@@ -60,7 +62,7 @@ def pixel_features(
         luma = ((luma - black) / (white - black)).clamp(0, 1)  # [F, 32, 32]
         codes = (luma * _LEVELS).long().clamp(max=_LEVELS - 1)
         side = _SIDE // _BLOCKS
-        blocks = codes.view(-1, _BLOCKS, side, _BLOCKS, side).transpose(2, 3).reshape(len(codes), -1, side**2)
+        blocks = codes.view(-1, _BLOCKS, side, _BLOCKS, side).transpose(2, 3).reshape(-1, _BLOCKS**2, side**2)
         counts = F.one_hot(blocks, _LEVELS).sum(dim=2).float()  # [F, 16 blocks, 16 levels]
         share = counts / side**2
         bits = -torch.special.xlogy(share, share).sum(-1).mean(-1) / torch.log(torch.tensor(float(_LEVELS)))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from peft import mapping
 
-from vqlora.adapter.calibrate import calibrate_features
 from vqlora.adapter.config import VQLoraConfig, VQLoraPeftType
 from vqlora.adapter.context import FrameContext, frame_features, join_rows, take_rows, watch
+from vqlora.adapter.features import calibrate_features
 from vqlora.adapter.layer import GatedLayer
 from vqlora.adapter.model import VQLoraModel, effective_ranks, gated_layers, gates
 
 __all__ = [
     "FrameContext", "GatedLayer", "VQLoraConfig", "VQLoraModel", "VQLoraPeftType",
-    "calibrate_features", "effective_ranks", "frame_features", "gated_layers", "gates", "join_rows", "take_rows", "watch",
+    "calibrate_features", "effective_ranks", "frame_features", "gated_layers", "gates", "join_rows",
+    "take_rows", "watch",
 ]  # fmt: skip
 
 # peft's own registration takes only names of its own list; these tables are what it reads.

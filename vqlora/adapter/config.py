@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from enum import Enum
+from dataclasses import dataclass, fields
+from enum import StrEnum
 
 from peft import LoraConfig
 from torch import nn
@@ -17,7 +17,7 @@ from vqlora.temporal import CONTROLS, GATES, PIXEL_FEATURES, check_features
 FEATURES = ("pixels", "scores")
 
 
-class VQLoraPeftType(str, Enum):
+class VQLoraPeftType(StrEnum):
     """The method's own peft type: without `import vqlora`, peft does not know it and refuses to load."""
 
     VQLORA = "VQLORA"

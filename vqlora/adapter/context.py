@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import LongTensor, Tensor, nn
 
+from vqlora.adapter.features import raw_features
 from vqlora.modalities import describe
-from vqlora.rows import FrameRows, frame_pixels, frame_rows, keep_black_frames
-from vqlora.temporal import (
-    frame_numbers,
-    pixel_features,
-    random_features,
-    shuffled,
-    standardise,
-    with_clip_means,
-)
+from vqlora.rows import FrameRows, frame_rows, keep_black_frames
+from vqlora.temporal import random_features, shuffled, standardise, with_clip_means
 
 if TYPE_CHECKING:
     from vqlora.adapter.config import VQLoraConfig
@@ -104,8 +98,8 @@ class Frames:
             self._held = None
         elif self._held is None and _length(cache):
             raise RuntimeError(
-                "this key/value cache was not filled by this model with its adapters on, or it is a copy made by "
-                "hand: the frames behind it are unknown; see vqlora.adapter.take_rows and join_rows"
+                "the frames behind this key/value cache are unknown: it was not filled by this model with "
+                "its adapters on, or was put together by hand; see vqlora.adapter.take_rows and join_rows"
             )
 
     def _compute(self, adapter: str, config: VQLoraConfig) -> Tensor:
@@ -262,7 +256,10 @@ def frame_features(model: nn.Module, features: Tensor) -> Iterator[None]:
 
 @contextmanager
 def watch(model: nn.Module, **inputs: Any) -> Iterator[None]:
-    """Calls of parts of the model inside (its vision tower, say) see the frames of `inputs`, as its forward does."""
+    """Calls of parts of the model inside (its vision tower, say) see the frames of `inputs`.
+
+    inputs: what the model's own forward would get, `frame_features` included.
+    """
     context = FrameContext.of(model)
     context.begin(model.get_base_model() if hasattr(model, "get_base_model") else model, inputs)
     try:
@@ -285,57 +282,6 @@ def join_rows(caches: Sequence[Any], into: Any) -> None:
     held = [getattr(cache, _ON_MODEL, None) for cache in caches]
     if all(held):
         setattr(into, _ON_MODEL, {name: torch.cat([h[name] for h in held]) for name in held[0]})
-
-
-def raw_features(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    scores: Tensor | None,
-    rows: FrameRows,
-    config: VQLoraConfig,
-) -> Tensor:
-    """[F, n] features of a forward's frames as `config` wants them, not yet standardised."""
-    if config.features == "scores":
-        return scores_of_frames(scores, rows, config.feature_names)
-    times = inputs.get("frame_times")
-    times = times.flatten() if times is not None and times.numel() == rows.frames else None
-    frames = frame_pixels(model, inputs)
-    return pixel_features(frames, rows.clip, times, tuple(config.pixel_range), config.feature_names)
-
-
-def scores_of_frames(scores: Tensor | None, rows: FrameRows, names: Sequence[str]) -> Tensor:
-    """[B, T, n] features by clip to [F, n] by frame, as `rows` orders the frames.
-
-    Raises ValueError for absent ones, wrong shapes, values that are not finite, and features of more frames
-    than a clip has, unless they are 0 or NaN (padding).
-    """
-    if scores is None:
-        raise ValueError(
-            f"frame_features: this adapter reads {', '.join(names)} from the batch, and the batch has none. "
-            "With the Trainer set remove_unused_columns=False; around generate use "
-            "`with vqlora.frame_features(model, f): model.generate(...)`"
-        )
-    if scores.ndim != 3 or scores.shape[2] != len(names) or rows.clips % len(scores):
-        raise ValueError(
-            f"frame_features: shape {tuple(scores.shape)}; expected [B, T, {len(names)}] for {rows.clips} clips"
-        )
-    clip = rows.clip.to(scores.device)
-    scores = scores.repeat_interleave(rows.clips // len(scores), dim=0)
-    number = frame_numbers(clip)
-    if len(number) and int(number.max()) >= scores.shape[1]:
-        raise ValueError(f"frame_features: {scores.shape[1]} per clip, but a clip has {int(number.max()) + 1}")
-    spare = torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
-    spare[clip, number] = False
-    if bool(scores[spare].nan_to_num().any()):
-        counts = torch.bincount(clip, minlength=rows.clips).tolist()
-        raise ValueError(
-            f"frame_features: {scores.shape[1]} per clip, but the clips have {counts} frames; where a model "
-            "joins frames, average theirs; pad with 0"
-        )
-    found = scores[clip, number]
-    if not bool(found.isfinite().all()):
-        raise ValueError("frame_features: holds NaN or infinite values")
-    return found
 
 
 def _arguments(cls: type) -> list[str]:

@@ -50,7 +50,7 @@ class GatedUpdate(variants.LoraVariant):
 
 
 class GatedLayer(LoraLayer):
-    """Mixed into peft's layers: per adapter a gate head, and in one layer of each modality the shared trunk."""
+    """Mixed into peft's layers: a gate head per adapter, and in one layer of a modality the shared trunk."""
 
     adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_gate", "lora_gate_trunk")
     rounds_update = False  # to the base layer's dtype before the sum, as peft does it for this kind of layer
@@ -138,8 +138,8 @@ class GatedLayer(LoraLayer):
         gate = self.constant_gate(adapter)
         if gate is None:
             raise ValueError(
-                f"{self.name}: the gate of adapter {adapter!r} differs from frame to frame, so no weight equals "
-                "it; vqlora.merge(model, calibration) folds in the mean gate and measures what that costs"
+                f"{self.name}: the gate of adapter {adapter!r} differs from frame to frame, so no weight "
+                "equals it; vqlora.merge(model, calibration) folds in the mean gate and says what that costs"
             )
         return self.delta_weight(adapter, gate)
 

@@ -37,8 +37,8 @@ class VQLoraModel(LoraModel):
             if isinstance(base, kind):
                 return wrapper(target, adapter_name, config=lora_config, **kwargs)
         raise ValueError(
-            f"{kwargs.get('target_name')}: {type(base).__name__} is not a linear layer; give `layers` patterns "
-            "that leave it out"
+            f"{kwargs.get('target_name')}: {type(base).__name__} is not a linear layer; give `layers` "
+            "patterns that leave it out"
         )
 
     def _create_and_replace(
