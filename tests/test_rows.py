@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import InstructBlipVideoConfig, InstructBlipVideoForConditionalGeneration
 
-from vqlora.modalities import describe, linear_layers
+from vqlora.modalities import describe, linear_layers, target_modules
 from vqlora.rows import FrameRows, frame_pixels, frame_rows, keep_black_frames
-from vqlora.zoo import IMAGE, ZOO, tiny_batch, tiny_model
+from vqlora.zoo import IMAGE, VIDEO, ZOO, tiny_batch, tiny_model
 
 UNEVEN = [name for name, tiny in ZOO.items() if not tiny.even]
 PADDED = ("smolvlm", "idefics2", "idefics3")
@@ -80,6 +81,40 @@ def test_clips_of_unequal_length(name, frames):
     assert rows.clips == 2 and torch.bincount(rows.clip, minlength=2).tolist() == list(frames)
     parts, _ = parts_that_show(model, batch, 1, known.mixed)
     assert parts == {"vision", "fusion", "text"}
+
+
+def test_clips_of_unequal_size():
+    model = tiny_model("video_llama_3")
+    batch = tiny_batch("video_llama_3", model, frames=(2, 1))
+    # the second clip: one frame of 4 x 8 patches, each its own token, of which the last three are dropped
+    batch["pixel_values_videos"] = torch.randn(2 * 16 + 32, 192)
+    batch["video_grid_thw"] = torch.tensor([[2, 4, 4], [1, 4, 8]])
+    batch["video_merge_sizes"] = torch.tensor([2, 1])
+    batch["video_compression_mask"] = torch.arange(2 * 4 + 32) < 37
+    words = torch.full((2, 32), 20)
+    words[0, 2:6], words[0, 8:12], words[1, 1:30] = VIDEO, VIDEO, VIDEO
+    batch = {**batch, "input_ids": words, "attention_mask": torch.ones_like(words), "labels": words}
+    rows = frame_rows(model, batch)
+    assert rows.clip.tolist() == [0, 0, 1]
+    assert [stage.tolist() for stage in rows.lengths] == [[16, 16, 32], [4, 4, 32]]
+    for frame in range(3):
+        parts, _ = parts_that_show(model, batch, frame, describe(model).mixed)
+        assert parts == {"vision", "fusion", "text"}
+
+
+def test_an_encoder_decoder():
+    sizes = {"d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
+    config = tiny_model("instructblipvideo").config.to_dict()
+    config["text_config"] = {"model_type": "t5", **sizes, "decoder_start_token_id": 0, "pad_token_id": 0}
+    model = InstructBlipVideoForConditionalGeneration(InstructBlipVideoConfig(**config)).eval()
+    for param in model.parameters():
+        torch.nn.init.normal_(param.data, std=0.1)
+    batch, known = tiny_batch("instructblipvideo", model), describe(model)
+    parts, mixing = parts_that_show(model, batch, 4, known.mixed)
+    assert parts == {"vision", "fusion", "text"}
+    assert "language_model.decoder.block.0.layer.1.EncDecAttention.k" in mixing
+    assert known.layout("language_model.decoder.block.0.layer.1.EncDecAttention.k") == "tokens"
+    assert len(target_modules(model, ("text",), "attention")) == 3 * 4
 
 
 def test_rows_stay_true_behind_a_mixing_that_is_switched_off():

@@ -52,14 +52,14 @@ def _latents(model: nn.Module, height: int, width: int) -> int:
 
 
 def _without_upper_layers(known: Modalities, model: nn.Module) -> Modalities:
-    """LLaVA reads the tower at `vision_feature_layer`: what lies above never gets a gradient."""
+    """LLaVA's like read the tower at `vision_feature_layer`: what lies above never gets a gradient."""
     tower = known.vision[0]
     count = model.config.vision_config.num_hidden_layers
     chosen = model.config.vision_feature_layer
     chosen = [chosen] if isinstance(chosen, int) else chosen
     used = max(layer if layer >= 0 else count + 1 + layer for layer in chosen)
-    above = {f"{tower}.*layers.{i}": _ABOVE for i in range(used, count)}
-    return replace(known, never={**known.never, **above})
+    paths = [f"{tower}.*{stack}.{i}" for i in range(used, count) for stack in ("layers", "layer")]
+    return replace(known, never={**known.never, **dict.fromkeys(paths, _ABOVE)})
 
 
 def _omni_sound(model: nn.Module, inputs) -> tuple[torch.Tensor, ...]:
@@ -114,7 +114,13 @@ register_modalities(
     rows=Clips("pixel_values_videos", "video_token_id"),
     refine=_without_upper_layers,
 )
-register_modalities("internvl", vision=("model.vision_tower",), **_LLAVA, rows=SeparateFrames())
+register_modalities(
+    "internvl",
+    vision=("model.vision_tower",),
+    **_LLAVA,
+    rows=SeparateFrames(),
+    refine=_without_upper_layers,
+)
 register_modalities(
     "video_llama_3",
     vision=("model.vision_model",),
