@@ -13,12 +13,14 @@ import sys
 
 _WHERE = {
     "VQLoraConfig": "adapter",
+    "audit": "auditing",
     "calibrate_features": "adapter",
     "create_optimizer": "optimizer",
     "effective_ranks": "adapter",
     "frame_features": "adapter",
     "gates": "adapter",
     "load_quantized": "quantize",
+    "merge": "adapter.merge",
     "register_modalities": "modalities",
     "watch": "adapter",
 }

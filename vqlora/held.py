@@ -84,6 +84,11 @@ def _float32_version(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     )
 
 
+def plain_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class a held model was made from; any other class itself."""
+    return next(c for c in cls.__mro__ if not issubclass(c, _ComputesInFloat32))
+
+
 def hold_in_16bit(model: nn.Module) -> nn.Module:
     """Make a model whose unquantized parameters are bfloat16 compute in float32, in place.
 

@@ -1,19 +1,20 @@
 """Fold adapters into the base: a 16-bit model that any transformers can load, and what that cost.
 
-    merged, report = vqlora.merge(model, calibration)     # calibration: batches as the model's forward takes them
-    merged.save_pretrained(folder)                         # no trace of adapters, gates or 4-bit weights
-    print(report)                                          # outputs: mean error 0.3%, worst 0.8% ...
+    merged, report = vqlora.merge(model, calibration)     # batches as the model's forward takes them
+    merged.save_pretrained(folder)                        # no trace of adapters, gates or 4-bit weights
+    print(report)                                         # how it was merged, mean and worst output error
 
 W' = W + s · B diag(ḡ) A with W as it is really held (dequantized). Where the gate g is the same for every row
 (gate "none", control "constant", an untrained head) ḡ = g, and the merge is exact up to the rounding to 16
 bits. Otherwise ḡ is the mean over the activation rows of the calibration batches, and no weight can be exact.
+An int8 base rounds activations too when it evaluates, and the merged model does not: that shows as error.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import bitsandbytes as bnb
 import torch
@@ -26,12 +27,9 @@ from transformers.initialization import no_init_weights
 
 from vqlora.adapter.layer import GatedLayer, GatedUpdate
 from vqlora.held import hold_in_16bit, plain_class
-from vqlora.modalities import is_under
 from vqlora.probe import adapted_layers, to_device
 from vqlora.quantize import load_quantized
 
-_NOT_FOR_FORWARD = ("labels", "return_loss")
-_NOT_FOR_BASE = ("frame_features",)
 _OUTPUTS = ("logits", "logits_per_video", "logits_per_image", "last_hidden_state")
 
 
@@ -57,8 +55,10 @@ class OutputError:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did. `error` and `requantized` are None where there were no calibration batches, or no
-    requantization; `gates` has a row per layer: layer, rank, mean, lowest, highest (of all ranks and rows)."""
+    """What a merge did. `error` and `requantized` are None without calibration batches or requantization.
+
+    gates: a row per layer: layer, rank, and mean, lowest and highest gate of all its ranks and rows.
+    """
 
     exact: bool
     dtype: str
@@ -100,8 +100,7 @@ def merge(
     base = model.get_base_model()
     device = next(base.parameters()).device
     batches = [calibration] if isinstance(calibration, Mapping) else calibration
-    drop = _NOT_FOR_FORWARD
-    batches = [to_device({k: v for k, v in b.items() if k not in drop}, device) for b in batches]
+    batches = [to_device(_without(batch, ("labels", "return_loss")), device) for batch in batches]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -134,11 +133,6 @@ def merge(
     return merged, report
 
 
-def merged_metadata(metadata, requantized: str | None = None):
-    """`vqlora.naming.Metadata` of a merged model from that of its adapters (`describe_model` before merging)."""
-    return replace(metadata, merged=True, bits=requantized or "bf16", head="bf16", base_source="")
-
-
 @dataclass
 class _Gate:
     """Running sums over rows of a layer's gate [r]."""
@@ -153,28 +147,21 @@ class _Gate:
         return (self.total / self.rows).float()
 
     def add(self, gate: Tensor, rows: int) -> None:
-        self.total += gate.double().flatten(0, -2).mean(0).expand_as(self.total) * rows
+        gate = gate.double().view(-1, gate.shape[-1])
+        self.total += gate.mean(0).expand_as(self.total) * rows
         self.rows += rows
         self.low, self.high = min(self.low, float(gate.min())), max(self.high, float(gate.max()))
 
     def row(self, name: str) -> dict:
         mean = float(self.mean.mean())
-        return {
-            "layer": name,
-            "rank": len(self.total),
-            "mean": mean,
-            "lowest": self.low,
-            "highest": self.high,
-        }
+        return dict(layer=name, rank=len(self.total), mean=mean, lowest=self.low, highest=self.high)
 
 
 def _mergeable(model) -> tuple[dict[str, LoraLayer], str]:
     if not isinstance(model, PeftModel):
         raise ValueError(f"{type(model).__name__} has no adapters to merge")
     if len(model.active_adapters) != 1:
-        raise ValueError(
-            f"{model.active_adapters} are active at once; choose one with model.set_adapter(name)"
-        )
+        raise ValueError(f"{model.active_adapters} are active at once; choose with model.set_adapter(name)")
     adapter, base = model.active_adapters[0], model.get_base_model()
     names: dict[int, list[str]] = {}
     for name, param in base.named_parameters(remove_duplicate=False):
@@ -202,9 +189,7 @@ def _mergeable(model) -> tuple[dict[str, LoraLayer], str]:
         elif getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
             why = "its 4-bit weight was repacked by an evaluation; load again with vqlora.load_quantized"
         elif len(names[id(weight)]) > 1:
-            why = (
-                f"its weight is shared by {' and '.join(names[id(weight)])}; merging would change all of them"
-            )
+            why = f"its weight is shared by {' and '.join(names[id(weight)])}; merging would change them all"
         elif isinstance(layer, GatedLayer) and layer.context.configs[adapter].gate == "selective":
             why = "gate 'selective' uses the base alone for some frames, which no single weight does"
         elif not all(bool(p[adapter].weight.isfinite().all()) for p in (layer.lora_A, layer.lora_B)):
@@ -225,10 +210,8 @@ def _gates(model, layers, adapter: str, batches: list[dict]) -> tuple[dict[str, 
             gate = layer.constant_gate(adapter)
         if gate is None:
             open_[name] = layer
-            size = torch.zeros(
-                layer.r[adapter], dtype=torch.float64, device=layer.lora_A[adapter].weight.device
-            )
-            gates[name] = _Gate(size, 0, float("inf"), -float("inf"))
+            zero = layer.lora_A[adapter].weight.new_zeros(layer.r[adapter], dtype=torch.float64)
+            gates[name] = _Gate(zero, 0, float("inf"), -float("inf"))
         else:
             gates[name] = _Gate(gate.double(), 1, float(gate.min()), float(gate.max()))
     if open_ and not batches:
@@ -319,7 +302,7 @@ def _requantize(base, merged, bits: str, device) -> PreTrainedModel:
     done = set(precision.quantized) if precision else set()
     keep = [n for n, m in merged.named_modules() if done and isinstance(m, nn.Linear) and n not in done]
     output = merged.get_output_embeddings()
-    head = any(is_under(n, h) for n, m in merged.named_modules() if m is output and n for h in done)
+    head = output is not None and any(merged.get_submodule(name) is output for name in done)
     compute = "fp32" if base.dtype == torch.float32 else "bf16"
     return load_quantized(
         merged, bits, skip=keep, quantize_head=head, compute_dtype=compute, device=device
@@ -328,18 +311,15 @@ def _requantize(base, merged, bits: str, device) -> PreTrainedModel:
 
 def _computing_like(base, merged) -> PreTrainedModel:
     """`merged`, or a copy that computes in float32 as the base does, so that only weights differ."""
-    if base.dtype != torch.float32 or merged.dtype == torch.float32:
-        return merged
-    return (
-        hold_in_16bit(copy.deepcopy(merged).to(torch.bfloat16)) if merged.dtype == torch.bfloat16 else merged
-    )
+    if base.dtype == torch.float32 and merged.dtype == torch.bfloat16:
+        return hold_in_16bit(copy.deepcopy(merged))
+    return merged
 
 
 def _error(other, batches: list[dict], wanted: list[Tensor], before: list[Tensor]) -> OutputError:
     relative, lost = [], []
     for batch, y, y0 in zip(batches, wanted, before, strict=True):
-        batch = {k: v for k, v in batch.items() if k not in _NOT_FOR_BASE}
-        off = (_output(other, batch) - y).flatten(1).norm(dim=1)
+        off = (_output(other, _without(batch, ("frame_features",))) - y).flatten(1).norm(dim=1)
         relative += (off / y.flatten(1).norm(dim=1)).tolist()
         effect = (y - y0).flatten(1).norm(dim=1)
         lost += torch.where(off > 0, off / effect, effect.new_zeros(())).tolist()
@@ -356,3 +336,7 @@ def _output(model, batch: dict) -> Tensor:
     if mask is not None and found.dim() == 3 and mask.shape == found.shape[:2]:
         found = found * mask[..., None].to(found)
     return found.float()
+
+
+def _without(batch: Mapping, keys: tuple[str, ...]) -> dict:
+    return {key: value for key, value in batch.items() if key not in keys}
