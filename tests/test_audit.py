@@ -6,6 +6,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, Trainer, TrainingArguments
 
+from vqlora import cli
+from vqlora.adapter import VQLoraConfig
 from vqlora.auditing import AuditError, audit, by_modality
 from vqlora.cost import static_bytes
 from vqlora.faults import FAULTS
@@ -197,6 +199,73 @@ def test_a_graph_kept_through_a_frozen_tower(batch, reentrant):
     needed = stock(base(), modalities=("vision",))
     needed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     audit(needed, batch)
+
+
+def gated(features="pixels", control=None, **options):
+    names = {"feature_names": ("a", "b")} if features == "scores" else {}
+    options = {"gate": "rank", "modalities": ("vision", "text"), "layers": "attention", "r": 4, **options}
+    return get_peft_model(base(), VQLoraConfig(features=features, control=control, **names, **options))
+
+
+@pytest.mark.parametrize("control", [None, "constant"])
+def test_a_sound_gated_model_at_its_first_step(batch, control):
+    model = gated(control=control)
+    before = {name: param.clone() for name, param in model.named_parameters()}
+    table = audit(model, batch)
+    assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())
+    assert table["trainable"].sum() == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert table.attrs["allowed"] == [] and table.attrs["loss"] == pytest.approx(float(model(**batch).loss))
+
+
+def test_a_gate_that_cannot_move(batch):
+    model = gated()
+    heads = {name: p for name, p in model.named_parameters() if "lora_gate.default.weight" in name}
+    next(iter(heads.values())).requires_grad_(False)
+    fault = faults(model, batch)["stuck_gate"]
+    assert len(fault.layers) == 1 and "frozen" in fault.text
+    saturated = gated()
+    for name, param in saturated.named_parameters():
+        if "lora_gate.default.bias" in name and "language_model" in name:
+            param.data.fill_(200.0)  # 2·sigmoid(200) is 2 for good
+    fault = faults(saturated, batch)["stuck_gate"]
+    assert all("language_model" in layer for layer in fault.layers) and "saturated" in fault.text
+    blind = gated("scores")
+    fault = faults(blind, {**batch, "frame_features": torch.zeros(2, 3, 2)})["stuck_gate"]
+    assert all("trunk" in layer for layer in fault.layers)
+    audit(blind, {**batch, "frame_features": torch.rand(2, 3, 2)})
+
+
+def test_features_that_the_trainer_drops(batch, tmp_path):
+    model = gated("scores")
+    assert "remove_unused_columns=False" in faults(model, batch)["features"].text
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(2)]
+    rows = [{**row, "frame_features": torch.rand(3, 2)} for row in rows]
+    options = dict(output_dir=str(tmp_path), per_device_train_batch_size=2, report_to="none", use_cpu=True)
+    trainer = Trainer(model, TrainingArguments(**options), train_dataset=rows)
+    assert set(faults(model, trainer)) == {"features"}
+    kept = TrainingArguments(**options, remove_unused_columns=False)
+    audit(model, Trainer(model, kept, train_dataset=rows))
+
+
+def test_without_a_batch_nothing_runs_and_standing_faults_are_told(batch):
+    table = audit(stock(base()))
+    assert not table["rows"].any() and table["bytes"].sum() == audit(stock(base()), batch)["bytes"].sum()
+    assert set(faults(stock(base(), layers=LEAKY), None)) == {"foreign_modality"}
+
+
+def test_command(batch, tmp_path, capsys):
+    model = stock(base(compute=None), autocast_adapter_dtype=False)
+    tiny_model(NAME).save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    torch.save(batch, tmp_path / "batch.pt")
+    arguments = ["audit", str(tmp_path / "adapter"), "--base", str(tmp_path / "base")]
+    arguments += ["--batch", str(tmp_path / "batch.pt"), "--allow", "adapter_dtype"]
+    assert cli.main(arguments) == 0
+    assert "model.language_model.layers.1.self_attn.q_proj" in capsys.readouterr().out
+    assert cli.main([*arguments, "--modalities", "text"]) == 1
+    assert "foreign_modality: adapters outside text" in capsys.readouterr().err
+    assert cli.main(["audit", str(tmp_path)]) == 1
+    assert "not a saved model or adapter" in capsys.readouterr().err
 
 
 def test_a_trainer_gives_its_own_first_batch(batch, tmp_path):

@@ -20,6 +20,7 @@ from vqlora.cost import parameter_count, tensor_bytes
 from vqlora.faults import FAULTS, Fault, measured_faults, static_faults
 from vqlora.modalities import MODALITIES, Modalities, describe
 from vqlora.probe import (
+    NOTHING,
     Measured,
     adapted_layers,
     adapter_config,
@@ -47,7 +48,7 @@ class AuditError(ValueError):
 
 def audit(
     model: nn.Module,
-    batch,
+    batch=None,
     *,
     modalities: Iterable[str] | None = None,
     keep_16bit: Iterable[str] = (),
@@ -56,7 +57,8 @@ def audit(
     """Table of every layer of `model` as it is and as it acts on `batch`. Raises `AuditError` on a fault.
 
     batch: what the model's forward takes, with labels; or a Trainer, whose first training batch is taken as
-        it hands it over (which shows columns lost to `remove_unused_columns`).
+        it hands it over (which shows columns lost to `remove_unused_columns`). None runs nothing: the
+        measured columns stay empty, and only faults that show without a forward are found.
     modalities: parts that were meant to get adapters; None takes them from the adapter's config if it says.
     keep_16bit: parts or full module paths that were meant to stay unquantized.
     allow: names of faults to accept; they are listed in `table.attrs["allowed"]`.
@@ -78,14 +80,16 @@ def audit(
                 raise ValueError(f"{what}: {entry!r} is not known; allowed: {', '.join(allowed)}")
     if hasattr(batch, "get_train_dataloader"):
         batch = next(iter(batch.get_train_dataloader()))
-    batch = to_device(batch, next(base.parameters()).device)
+    if batch is not None:
+        batch = to_device(batch, next(base.parameters()).device)
     faults = static_faults(model, known, wanted, keep_16bit, batch)
     unable = [f for f in faults if f.name in ("repacked", "features")]
     if unable and not {f.name for f in unable} <= set(allow):
         raise AuditError(faults, None)  # a forward would crash, or measure what training will not do
-    measured = probe(model, batch, known)
+    measured = probe(model, batch, known) if batch is not None else NOTHING
     table = _table(model, known, measured)
-    faults += measured_faults(model, known, measured)
+    if batch is not None:
+        faults += measured_faults(model, known, measured)
     table.attrs["loss"] = measured.loss
     table.attrs["allowed"] = [str(fault) for fault in faults if fault.name in allow]
     faults = [fault for fault in faults if fault.name not in allow]
@@ -153,7 +157,7 @@ def _table(model, known: Modalities, measured: Measured) -> pd.DataFrame:
             cell["adapter_dtype"] = _short(param.dtype)
         if param.requires_grad:
             cell["trainable"] += parameter_count(param)
-            if measured.grads[name] is not None:
+            if measured.grads.get(name) is not None:
                 cell["gradient_norm"] = ((cell["gradient_norm"] or 0) ** 2 + measured.grads[name] ** 2) ** 0.5
     parts = [*MODALITIES, "none"]
     keys = sorted(cells, key=lambda key: (parts.index(key[0]), key[1] == "(other)"))

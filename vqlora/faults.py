@@ -44,7 +44,7 @@ class Fault:
         return f"{self.name}: {self.text} [{', '.join(self.layers[:3])}{more}]"
 
 
-def static_faults(model, known: Modalities, wanted, keep_16bit: tuple[str, ...], batch: dict) -> list[Fault]:
+def static_faults(model, known: Modalities, wanted, keep_16bit: tuple[str, ...], batch) -> list[Fault]:
     """Faults that show before any forward. ValueError for an entry of `keep_16bit` that names nothing."""
     base, config = plain_base(model), adapter_config(model)
     return [
@@ -62,7 +62,7 @@ def measured_faults(model, known: Modalities, measured: Measured) -> list[Fault]
     names = adapter_parameters(model)
     return [
         *_no_gradient(known, names, measured),
-        *_stuck_gate(names, measured),
+        *_stuck_gate(known, names, measured),
         *_dtypes(model, names, measured),
         *_kept_graph(measured),
     ]
@@ -174,10 +174,10 @@ def _foreign(model, known: Modalities, config, wanted: tuple[str, ...] | None) -
     return []
 
 
-def _features(config, batch: dict) -> list[Fault]:
+def _features(config, batch: dict | None) -> list[Fault]:
     if getattr(config, "features", None) != "scores" or getattr(config, "gate", "none") == "none":
         return []
-    if batch.get("frame_features") is not None:
+    if batch is None or batch.get("frame_features") is not None:
         return []
     text = (
         "the gate reads `frame_features`, which this batch lacks; the Trainer drops columns that forward "
@@ -211,10 +211,18 @@ def _no_gradient(known: Modalities, names: dict[str, str], measured: Measured) -
     return [Fault("no_gradient", tuple(dict.fromkeys(found)), why) for why, found in groups.items()]
 
 
-def _stuck_gate(names: dict[str, str], measured: Measured) -> list[Fault]:
+def _stuck_gate(known: Modalities, names: dict[str, str], measured: Measured) -> list[Fault]:
     gates = [name for name in names if GATE in name]
+    sighted = {known.of(layer) for layer, seen in measured.layers.items() if seen.frame_rows}
     frozen = [name for name in gates if name not in measured.moved]
-    still = [name for name in gates if name in measured.moved and not measured.moved[name]]
+    still = [
+        name
+        for name in gates
+        if name in measured.moved
+        and not measured.moved[name]
+        # where no row shows a frame, all features are zero and what multiplies them rests
+        and (known.of(names[name]) in sighted or not name.endswith("weight") or "trunk" not in name)
+    ]
     faults = []
     if frozen:
         text = "gate parameters are frozen; set requires_grad, or load with is_trainable=True"

@@ -147,7 +147,12 @@ def _carried(model: PeftModel) -> dict:
 
 def base_digest(model: nn.Module) -> str:
     """16 hex digits over the input embeddings in bfloat16, which no bit width changes."""
-    weight = _plain(model).get_input_embeddings().weight.detach().to("cpu", torch.bfloat16)
+    try:
+        table = _plain(model).get_input_embeddings()
+    except NotImplementedError:  # dual encoders have several; the largest is that of the words
+        tables = [m for m in _plain(model).modules() if isinstance(m, nn.Embedding)]
+        table = max(tables, key=lambda m: m.weight.numel())
+    weight = table.weight.detach().to("cpu", torch.bfloat16)
     return hashlib.sha256(weight.contiguous().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 
@@ -197,10 +202,12 @@ def load_model(
     base: str | Path | nn.Module | None = None,
     *,
     device: str | torch.device | None = None,
+    trainable: bool = False,
 ) -> tuple[nn.Module, Metadata]:
     """Load a saved model as what it is: the base in its bits with the adapters on it, or the model alone.
 
     base: what carries the adapters, in memory or by name; None takes the recorded source.
+    trainable: whether the adapters can be trained on.
     Raises ValueError if `base` is not what the adapters were trained on, naming both.
     """
     metadata = recognise(folder)
@@ -228,9 +235,37 @@ def load_model(
     check_base(metadata, base)
     import vqlora.adapter  # noqa: F401  peft has to know the method
 
-    model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True)
+    options = {"autocast_adapter_dtype": True, "is_trainable": trainable}
+    model = PeftModel.from_pretrained(base, str(folder), **options)
     close_packing_trap(model)
     return model.eval(), metadata
+
+
+def load_any(folder: str | Path, base: str | None = None, bits: str | None = None) -> nn.Module:
+    """What `load_model` loads, with adapters trainable; also stock peft adapters, on `base` in `bits`.
+
+    Raises ValueError where there is neither, and for a stock adapter whose base is not known.
+    """
+    if Path(folder, METADATA).is_file():
+        if bits is not None:
+            raise ValueError(
+                f"bits: {bits!r} given, but {folder} records its own: {recognise(folder).bits!r}"
+            )
+        return load_model(folder, base, trainable=True)[0]
+    adapters = Path(folder, "adapter_config.json")
+    if not adapters.is_file():
+        raise ValueError(
+            f"{folder}: neither {METADATA} nor adapter_config.json: not a saved model or adapter"
+        )
+    import vqlora.adapter  # noqa: F401  peft has to know the method
+
+    base = base or json.loads(adapters.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{folder}: a stock adapter that does not name its base; give `base`")
+    carrier = load_quantized(base, bits or "nf4")
+    model = PeftModel.from_pretrained(carrier, str(folder), is_trainable=True)
+    close_packing_trap(model)
+    return model
 
 
 def check_base(metadata: Metadata, base: nn.Module) -> None:

@@ -45,6 +45,9 @@ class Measured:
     kept: dict[str, str] = field(default_factory=dict)
 
 
+NOTHING = Measured(float("nan"), {}, {}, {})
+
+
 def probe(model: nn.Module, batch: dict, known: Modalities, seed: int = 0) -> Measured:
     """Run `batch` forward and backward in training mode.
 

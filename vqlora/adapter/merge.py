@@ -47,10 +47,10 @@ class OutputError:
     lost_worst: float
 
     def __str__(self) -> str:
-        return (
-            f"mean {self.mean:.2%}, worst {self.worst:.2%} of the output; "
-            f"mean {self.lost_mean:.1%}, worst {self.lost_worst:.1%} of the adapter's effect"
-        )
+        text = f"mean {self.mean:.2%}, worst {self.worst:.2%} of the output"
+        if self.lost_worst == float("inf"):  # the adapter changes nothing yet
+            return text
+        return f"{text}; mean {self.lost_mean:.1%}, worst {self.lost_worst:.1%} of the adapter's effect"
 
 
 @dataclass(frozen=True)
