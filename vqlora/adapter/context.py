@@ -1,129 +1,34 @@
-"""What the adapted layers of one model share: which frames the current forward shows, and their features.
+"""What the adapted layers of one model share: which frames the current forward shows.
 
 peft passes a layer nothing but its input. So the base model's forward is watched: a hook before it notes the
-frames (`Frames`), the layers look them up, and three things keep the note with the forward it belongs to:
-a checkpointed block recomputes under its own forward's frames, a key/value cache carries the features of its
-rows from the prompt to the tokens generated behind it, and a layer called outside a forward is an error.
+frames, and the layers look them up. Three things keep the note with the forward it belongs to: a checkpointed
+block computes again under its own forward's frames; a key/value cache carries the features of its rows from
+the prompt to the tokens behind it; and a layer that is called outside a forward raises.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 
-from vqlora.adapter.features import raw_features
+from vqlora.adapter.frames import HELD, Frames, _length
 from vqlora.modalities import describe
-from vqlora.rows import FrameRows, frame_rows, keep_black_frames
-from vqlora.temporal import random_features, shuffled, standardise, with_clip_means
+from vqlora.rows import frame_rows, keep_black_frames
 
 if TYPE_CHECKING:
     from vqlora.adapter.config import VQLoraConfig
 
-_ON_MODEL = "_vqlora_frames"  # where a base model keeps its context, a cache the features of its rows
-
-
-class Frames:
-    """The frames of one forward; computed when a layer first asks, so that disabled adapters cost nothing."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        scores: Tensor | None,
-        held: dict[str, Tensor] | None,
-        shuffle_seed: int,
-    ) -> None:
-        self.rows: FrameRows | None = None
-        self._model, self._inputs, self._scores = model, inputs, scores
-        self._held, self._shuffle_seed = held, shuffle_seed
-        self._opened = False
-        self._raw: dict[tuple, Tensor] = {}
-        self._features: dict[str, Tensor] = {}
-
-    def features(self, adapter: str, config: VQLoraConfig) -> Tensor:
-        """[F + B, n] standardised features of the frames and, as their means, of the clips.
-
-        Without a video in the forward: one row per row of the cache it goes on from, else a single row of
-        zeros, the average clip.
-        """
-        if adapter not in self._features:
-            with torch.no_grad():
-                self._features[adapter] = self._compute(adapter, config)
-        return self._features[adapter]
-
-    def index(self, layout: str, shape: torch.Size) -> LongTensor:
-        """Rows of `features` for a layer input of `shape`: broadcastable to shape[:-1]."""
-        self._open()
-        if self.rows is not None:
-            return self.rows.index(layout, shape)
-        rows = 1 if self._held is None else len(next(iter(self._held.values())))
-        if self._held is not None and shape[0] % rows:
-            raise ValueError(
-                f"a key/value cache of {rows} rows is gone on from with {shape[0]}; after taking rows out of "
-                "a cache, call vqlora.adapter.take_rows(cache, rows) instead of its own method"
-            )
-        index = torch.arange(rows).repeat_interleave(1 if self._held is None else shape[0] // rows)
-        return index.view(-1, *[1] * (len(shape) - 2))
-
-    def row_features(self) -> dict[str, Tensor]:
-        """[R, n] for each adapter that was used: what the rows of text behind this forward go on with."""
-        if self.rows is None:
-            return dict(self._held or {})
-        owner = self.rows.row_clip
-        if owner is None:
-            owner = torch.arange(self.rows.clips)
-        return {name: f[self.rows.frames + owner.to(f.device)] for name, f in self._features.items()}
-
-    def close(self) -> None:
-        """Let go of the batch once the forward is over; what was computed stays for the backward pass."""
-        self._model = self._inputs = self._scores = None
-
-    def _open(self) -> None:
-        if self._opened:
-            return
-        if self._inputs is None:
-            raise RuntimeError(
-                "these adapters were off during the forward that is now recomputed or looked at; switch "
-                "adapters before a forward, not between it and its backward"
-            )
-        self.rows, self._opened = frame_rows(self._model, self._inputs), True
-        cache = self._inputs.get("past_key_values")
-        if self.rows is not None:
-            self._held = None
-        elif self._held is None and _length(cache):
-            raise RuntimeError(
-                "the frames behind this key/value cache are unknown: it was not filled by this model with "
-                "its adapters on, or was put together by hand; see vqlora.adapter.take_rows and join_rows"
-            )
-
-    def _compute(self, adapter: str, config: VQLoraConfig) -> Tensor:
-        self._open()
-        if self.rows is None and self._held is None:
-            return torch.zeros(1, config.feature_count)
-        if self.rows is None:
-            if adapter not in self._held:
-                raise RuntimeError(f"adapter {adapter!r} was not active when this cache was filled")
-            return self._held[adapter]
-        if config.control == "random":
-            found = random_features(self.rows.clip, config.feature_count, config.control_seed)
-        else:
-            key = (config.features, *config.feature_names, *config.pixel_range)
-            if key not in self._raw:  # several adapters often read the same features
-                self._raw[key] = raw_features(self._model, self._inputs, self._scores, self.rows, config)
-            found = standardise(self._raw[key], config.feature_mean, config.feature_std)
-        if config.control == "shuffled":
-            found = shuffled(found, self.rows.clip, config.control_seed + self._shuffle_seed)
-        return with_clip_means(found, self.rows.clip, self.rows.clips)
+_ON_MODEL = "_vqlora_context"
 
 
 class FrameContext:
-    """One per base model, shared by its layers and adapters; see the module's docstring."""
+    """One per base model, shared by its layers and adapters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.configs: dict[str, VQLoraConfig] = {}
@@ -131,11 +36,14 @@ class FrameContext:
         self.frames: Frames | None = None
         self.scores: Tensor | None = None  # what `frame_features` gives to all forwards inside it
         self._inside = False
+        self._generation: Frames | None = None
         self._blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
         self._hooks = (
             model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         )
+        if hasattr(model, "generate"):
+            model.generate = _Generate(model, self)
         setattr(model, _ON_MODEL, self)
 
     @staticmethod
@@ -175,6 +83,7 @@ class FrameContext:
             made = getattr(block, "_gradient_checkpointing_func", None)
             if isinstance(made, _Recompute):
                 block._gradient_checkpointing_func = made.checkpoint
+        vars(model).pop("generate", None)
         delattr(model, _ON_MODEL)
 
     def begin(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -183,28 +92,44 @@ class FrameContext:
         scores = inputs.pop("frame_features", None)
         if describe(model).rows is not None and inputs.get("input_ids") is not None:
             inputs = keep_black_frames(model, inputs)
-        self.frames = None
-        if any(config.reads_frames for config in self.configs.values()):
-            seed = 0
-            if model.training and any(c.control == "shuffled" for c in self.configs.values()):
-                seed = int(torch.randint(2**31, ()))  # of torch's own state, which a resumed run restores
-            held = getattr(inputs.get("past_key_values"), _ON_MODEL, None)
-            scores = self.scores if scores is None else scores
-            self.frames = Frames(model, inputs, scores, held, seed)
-        self._inside = True
+        self._inside, self.frames = True, self._generation
         if model.training:
             self._wrap_checkpoints()
+        if not any(config.reads_frames for config in self.configs.values()):
+            return inputs
+        if self._generation is not None and frame_rows(model, inputs) is None:
+            self.frames.offset = _length(inputs.get("past_key_values"))
+            return inputs
+        seed = 0
+        if model.training and any(config.control == "shuffled" for config in self.configs.values()):
+            seed = int(torch.randint(2**31, ()))  # of torch's own state, which a resumed run restores
+        self.frames = Frames(model, inputs, self.scores if scores is None else scores, seed)
         return inputs
 
-    def end(self, cache: Any) -> None:
+    def end(self, cache: Any = None) -> None:
         """The forward is over: its cache takes the features of its rows along."""
-        self._inside = False
-        if self.frames is None:
+        frames, self._inside = self.frames, self._generation is not None
+        if frames is None:
             return
-        kept = self.frames.row_features()
+        kept = frames.row_features()
         if cache is not None and kept:
-            setattr(cache, _ON_MODEL, kept)
-        self.frames.close()
+            setattr(cache, HELD, kept)
+        if frames is not self._generation:
+            frames.close()
+
+    @contextmanager
+    def generating(self, model: nn.Module, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """All inside belongs to one prompt: the encoders, which run before the first forward, and each step."""
+        scores, before = inputs.get("frame_features"), self.scores
+        self.scores = before if scores is None else scores
+        inputs = self.begin(model, inputs)
+        self._generation = self.frames
+        try:
+            yield inputs
+        finally:
+            self.frames, self._generation = self._generation, None
+            self.scores = before
+            self.end()
 
     def _before(self, model, args, kwargs):
         return (), self.begin(model, {**dict(zip(_arguments(type(model)), args, strict=False)), **kwargs})
@@ -239,12 +164,26 @@ class _Recompute:
         return self.checkpoint(function, *args, **kwargs)
 
 
+class _Generate:
+    """A model's `generate`: it encodes frames before its first forward, and takes `frame_features` too."""
+
+    def __init__(self, model: nn.Module, context: FrameContext) -> None:
+        self.model, self.context = model, context
+
+    def __call__(self, *args, **kwargs):
+        if args:
+            kwargs = {"inputs": args[0], **kwargs}
+        inputs = {self.model.main_input_name if k == "inputs" else k: v for k, v in kwargs.items()}
+        with self.context.generating(self.model, inputs) as inputs:
+            return type(self.model).generate(self.model, *args[1:], **inputs)
+
+
 @contextmanager
 def frame_features(model: nn.Module, features: Tensor) -> Iterator[None]:
     """All forwards inside use the features [B, T, n], as with the keyword `frame_features` of a forward.
 
-    For `generate`, which refuses keywords it does not know. Beams and several answers per prompt are allowed:
-    `with vqlora.frame_features(model, f): model.generate(..., num_beams=4)`
+    For calls that refuse keywords they do not know. Beams and several answers per prompt are allowed:
+    `with vqlora.frame_features(model, f): model.generate(**inputs, num_beams=4)`
     """
     context = FrameContext.of(model)
     before, context.scores = context.scores, features
@@ -265,23 +204,7 @@ def watch(model: nn.Module, **inputs: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        context.end(None)
-
-
-def take_rows(cache: Any, rows: Sequence[int]) -> None:
-    """Keep these rows of a key/value cache, in this order, in place, with what is known of their frames."""
-    index = torch.tensor(list(rows), device=cache.layers[0].keys.device)
-    cache.batch_select_indices(index)
-    held = getattr(cache, _ON_MODEL, None)
-    if held is not None:
-        setattr(cache, _ON_MODEL, {name: f[index.to(f.device)] for name, f in held.items()})
-
-
-def join_rows(caches: Sequence[Any], into: Any) -> None:
-    """`into` holds the rows of all caches one after the other: it takes what is known of their frames."""
-    held = [getattr(cache, _ON_MODEL, None) for cache in caches]
-    if all(held):
-        setattr(into, _ON_MODEL, {name: torch.cat([h[name] for h in held]) for name in held[0]})
+        context.end()
 
 
 def _arguments(cls: type) -> list[str]:
@@ -290,7 +213,3 @@ def _arguments(cls: type) -> list[str]:
 
 def _asks(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
-
-
-def _length(cache: Any) -> int:
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else len(cache or ())
