@@ -1,7 +1,9 @@
 """An optimizer in which the gates learn at their own, higher rate.
 
     optimizer = create_optimizer(model, lr=1e-3)
-    Trainer(model, args, ..., optimizers=(optimizer, None))     # the schedule then scales both rates alike
+    Trainer(model, args, ..., optimizers=(optimizer, None))
+
+The Trainer's schedule scales both rates alike, and a resumed run restores them.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class FrameContext:
 
     @contextmanager
     def generating(self, model: nn.Module, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """All inside belongs to one prompt: the encoders, which run before the first forward, and each step."""
+        """All inside belongs to one prompt: encoders, which run before the first forward, and each step."""
         scores, before = inputs.get("frame_features"), self.scores
         self.scores = before if scores is None else scores
         inputs = self.begin(model, inputs)

@@ -25,9 +25,7 @@ class GatedUpdate(variants.LoraVariant):
         """The gate needs the layer's place in the model: see `GatedLayer.add_gate`."""
 
     @staticmethod
-    def forward(
-        module: GatedLayer, *, active_adapter: str, x: Tensor, result: Tensor, **kwargs
-    ) -> Tensor:
+    def forward(module: GatedLayer, *, active_adapter: str, x: Tensor, result: Tensor, **kwargs) -> Tensor:
         """x [.., d_in], result = W x [.., d_out]. The gate acts on A x [.., r]: cheap, r is small."""
         low = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
         low = low * module.gate_of_rows(active_adapter, x.shape).to(low)
