@@ -133,6 +133,7 @@ def test_generation_takes_scores_and_repeats_them_for_beams():
         model.generate(**inputs, **how)
 
 
+@torch.no_grad()
 def test_a_cache_keeps_the_frames_of_its_rows_when_they_are_cut_and_joined():
     model, inputs = stir(adapted()).eval(), without_labels(batch(clips=3))
     ids = torch.tensor([[20]] * 3)
@@ -142,10 +143,10 @@ def test_a_cache_keeps_the_frames_of_its_rows_when_they_are_cut_and_joined():
     two = model(input_ids=ids[:2], past_key_values=copy.deepcopy(cut)).logits[:, -1]
     torch.testing.assert_close(two, logits[[2, 0]], rtol=0, atol=1e-4)
     single = model(**{key: value[1:2] for key, value in inputs.items()}, use_cache=True).past_key_values
+    join_rows([cut, single], into=cut)
     for layer, other in zip(cut.layers, single.layers, strict=True):
         layer.keys = torch.cat([layer.keys, other.keys])
         layer.values = torch.cat([layer.values, other.values])
-    join_rows([cut, single], into=cut)
     joined = model(input_ids=ids, past_key_values=cut).logits[:, -1]
     torch.testing.assert_close(joined, logits[[2, 0, 1]], rtol=0, atol=1e-4)
 

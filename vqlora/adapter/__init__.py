@@ -7,9 +7,9 @@ from peft import mapping
 from vqlora.adapter.config import VQLoraConfig, VQLoraPeftType
 from vqlora.adapter.context import FrameContext, frame_features, watch
 from vqlora.adapter.features import calibrate_features
-from vqlora.adapter.frames import join_rows, take_rows
 from vqlora.adapter.layer import GatedLayer
 from vqlora.adapter.model import VQLoraModel, effective_ranks, gated_layers, gates
+from vqlora.cache_rows import join_rows, take_rows
 
 __all__ = [
     "FrameContext", "GatedLayer", "VQLoraConfig", "VQLoraModel", "VQLoraPeftType",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vqlora.adapter.frames import HELD, Frames, _length
+from vqlora.adapter.frames import Frames, _length
+from vqlora.cache_rows import HELD
 from vqlora.modalities import describe
 from vqlora.rows import frame_rows, keep_black_frames
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import LongTensor, Tensor, nn
 
 from vqlora.adapter.features import raw_features
+from vqlora.cache_rows import HELD
 from vqlora.rows import FrameRows, frame_rows
 from vqlora.temporal import random_features, shuffled, standardise, with_clip_means
 
 if TYPE_CHECKING:
     from vqlora.adapter.config import VQLoraConfig
-
-HELD = "_vqlora_rows"  # where a key/value cache keeps the features of its rows
 
 
 class Frames:
@@ -133,28 +132,6 @@ class Frames:
         if config.control == "shuffled":
             found = shuffled(found, rows.clip, config.control_seed + self._shuffle_seed)
         return with_clip_means(found, rows.clip, rows.clips)
-
-
-def take_rows(cache: Any, rows: Sequence[int]) -> None:
-    """Keep these rows of a key/value cache, in this order, in place, with what is known of their frames."""
-    held = _held(cache)
-    index = torch.tensor(list(rows), device=cache.layers[0].keys.device)
-    cache.batch_select_indices(index)
-    if held:
-        setattr(cache, HELD, {name: f[index.to(f.device)] for name, f in held.items()})
-
-
-def join_rows(caches: Sequence[Any], into: Any) -> None:
-    """`into` holds the rows of all caches one after the other: it takes what is known of their frames."""
-    held = [_held(cache) for cache in caches]
-    if all(held):
-        setattr(into, HELD, {name: torch.cat([h[name] for h in held]) for name in held[0]})
-
-
-def _held(cache: Any) -> dict[str, Tensor]:
-    """{adapter: [R, n]}, one row of features per row of the cache (a text without video has a single one)."""
-    rows = len(cache.layers[0].keys)
-    return {name: f.repeat_interleave(rows // len(f), dim=0) for name, f in getattr(cache, HELD, {}).items()}
 
 
 def _length(cache: Any) -> int:
