@@ -1,4 +1,4 @@
-"""Key/value caches that are cut and joined by hand keep what adapters know of the frames behind their rows."""
+"""Key/value caches that are cut and joined by hand keep what adapters know of the frames behind them."""
 
 from __future__ import annotations
 
