@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   vqlora notebook 03 --profile cpu         make what notebook 03 needs, then notebook 03
   vqlora run my_run.yaml --profile smoke   one fine-tuning run from a settings file
   vqlora pdf --profile cpu                 the paper from results that are there
+  vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
 """
 
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _expected(fault: Exception) -> bool:
     """Faults whose message is made for the user; any other is a mistake of ours and shows its traceback."""
     from vqlora.notebooks import NotebookError
-    reported = {"GridError", "StoreError", "PaperError", "ResultsError"}
+    reported = {"GridError", "StoreError", "PaperError", "ResultsError", "AuditError"}
     return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
 
 
@@ -63,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
     command("pdf", _pdf, "build the paper from a profile's results, or `reference`, the committed ones")
+    part = commands.add_parser("audit", help="table of a saved model's layers; exit code 1 on a silent fault")
+    part.add_argument("folder", metavar="FOLDER", help="a model saved by vqlora, or a stock peft adapter")
+    part.add_argument("--base", metavar="NAME", help="folder or hub id of the base (default: as recorded)")
+    part.add_argument("--bits", metavar="BITS", help="bits of the base of a stock adapter (default: nf4)")
+    part.add_argument("--batch", metavar="FILE", help="batch saved by torch.save; without one nothing is run")
+    part.add_argument("--modalities", nargs="+", metavar="PART", help="parts meant to carry adapters")
+    part.add_argument("--allow", nargs="+", default=(), metavar="FAULT", help="faults to accept")
+    part.set_defaults(command=_audit)
     return parser
 
 
@@ -117,6 +126,21 @@ def _pdf(chosen: argparse.Namespace) -> int:
             with lock(root / "build" / "in_place.lock", "vqlora pdf"):
                 publish(pdf.parent, root)
     print(os.path.relpath(pdf))
+    return 0
+
+
+def _audit(chosen: argparse.Namespace) -> int:
+    import torch
+
+    from vqlora.auditing import audit, by_modality
+    from vqlora.naming import load_any
+    try:
+        model = load_any(chosen.folder, chosen.base, chosen.bits)
+        batch = torch.load(chosen.batch, weights_only=True) if chosen.batch else None
+    except (ValueError, FileNotFoundError) as fault:
+        raise ConfigError(str(fault)) from fault
+    table = audit(model, batch, modalities=chosen.modalities, allow=chosen.allow)
+    print(table.reset_index().to_string(index=False), by_modality(table).to_string(), sep="\n\n")
     return 0
 
 

@@ -60,7 +60,7 @@ class Conv3d16(nn.Conv3d):
         return self._conv_forward(x.float(), self.weight.float(), _wide(self.bias))
 
 
-_HELD = {
+HELD = {
     nn.Linear: Linear16,
     nn.Embedding: Embedding16,
     nn.LayerNorm: LayerNorm16,
@@ -84,6 +84,11 @@ def _float32_version(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     )
 
 
+def plain_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class a held model was made from; any other class itself."""
+    return next(c for c in cls.__mro__ if not issubclass(c, _ComputesInFloat32))
+
+
 def hold_in_16bit(model: nn.Module) -> nn.Module:
     """Make a model whose unquantized parameters are bfloat16 compute in float32, in place.
 
@@ -95,9 +100,9 @@ def hold_in_16bit(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and not isinstance(module, _ComputesInFloat32):
             module.__class__ = _float32_version(type(module))
-        if type(module) in _HELD:
-            module.__class__ = _HELD[type(module)]
-        if type(module) in _HELD.values():
+        if type(module) in HELD:
+            module.__class__ = HELD[type(module)]
+        if type(module) in HELD.values():
             held.update(id(p) for p in module.parameters(recurse=False))
     for param in model.parameters():
         if param.dtype == torch.bfloat16 and id(param) not in held:

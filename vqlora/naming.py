@@ -2,6 +2,7 @@
 
 {base}-{dataset}_{task}_{adapter}{rank}_{quant tag}_{head tag}
 KineVLM-kinemoji.language_SFT_LoRA8_QLORA_w4_headbf16
+KineVLM-kinemoji.language_SFT_VQLoRAb86k_QLORA_w4_headbf16     ranks differ: b and the trainable parameters
 
 save_model(model, parent, describe_model(model, "KineVLM", "kinemoji.language"), tokenizer)
 model, metadata = load_model(folder)
@@ -12,17 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import nn
 
+from vqlora.cost import parameter_count
 from vqlora.quantize import BITS, Precision, close_packing_trap, load_quantized
 
 METADATA = "vqlora_metadata.json"
 METHODS = {"QLORA": "LoRA", "LORA": "LoRA", "FT": "Full", "PTQ": "None"}  # method -> adapter in the name
+ADAPTERS = ("LoRA", "VQLoRA")  # what a LORA or QLORA model may carry
 _WEIGHTS = {"nf4": "w4", "fp4": "w4fp4", "int8": "w8", "bf16": "w16", "fp32": "w32"}
 
 
@@ -42,20 +45,38 @@ class Metadata:
     backend: str
     double_quant: bool
     compute_dtype: str
-    rank: int | None
+    rank: int | None  # None where ranks differ from layer to layer, and without adapters
     merged: bool
+    adapter: str | None = None  # LoRA | VQLoRA; None takes LoRA for the methods that have adapters
+    budget: int | None = None  # adapter parameters, gates included, where ranks differ
+    gate: str | None = None  # of VQLoRA
 
     def __post_init__(self) -> None:
         for key, allowed in (("method", METHODS), ("bits", _WEIGHTS), ("head", _WEIGHTS)):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not known; allowed: {', '.join(allowed)}")
-        if (self.rank is None) == (METHODS[self.method] == "LoRA"):
-            raise ValueError(f"rank: {self.rank!r} does not go with method {self.method!r}")
+        adapted = METHODS[self.method] == "LoRA"
+        if adapted and self.adapter is None:
+            object.__setattr__(self, "adapter", "LoRA")
+        if self.adapter not in (ADAPTERS if adapted else (None,)):
+            raise ValueError(
+                f"adapter: {self.adapter!r} does not go with method {self.method!r}; allowed: "
+                + (", ".join(ADAPTERS) if adapted else "None")
+            )
+        if (self.gate is None) == (self.adapter == "VQLoRA"):
+            raise ValueError(f"gate: {self.gate!r} does not go with adapter {self.adapter!r}")
+        if (self.rank is not None) + (self.budget is not None) != adapted:
+            raise ValueError(
+                f"rank: {self.rank!r} does not go with method {self.method!r} and budget {self.budget!r}: "
+                "adapters have one rank or, where ranks differ, a budget"
+            )
 
     @property
     def name(self) -> str:
         """Folder name, as in the module's example; with `_merged` where adapters were merged in."""
-        adapter = METHODS[self.method] + ("" if self.rank is None else str(self.rank))
+        size = "" if self.rank is None else str(self.rank)
+        size = size if self.budget is None else f"b{short_count(self.budget)}"
+        adapter = (self.adapter or METHODS[self.method]) + size
         tags = f"{self.method}_{_WEIGHTS[self.bits]}_head{self.head}"
         name = f"{self.base}-{self.dataset}_{self.task}_{adapter}_{tags}"
         return re.sub(r"[^\w.+-]", "-", name) + ("_merged" if self.merged else "")
@@ -66,18 +87,13 @@ def describe_model(
 ) -> Metadata:
     """Metadata read from the model itself: its precision, its adapters.
 
-    For a merged model, describe it before merging: `dataclasses.replace(metadata, merged=True)`.
-    Raises ValueError for an adapter of several ranks.
+    For a merged model, describe it before merging, see `merged`.
     """
     precision: Precision | None = getattr(model, "vqlora_precision", None)
     bits = precision.bits if precision else _float_bits(model)
-    rank, method = None, "FT" if precision is None else "PTQ"
+    carried, method = {"rank": None}, "FT" if precision is None else "PTQ"
     if isinstance(model, PeftModel):
-        config = model.peft_config[model.active_adapter]
-        ranks = {config.r, *config.rank_pattern.values()}
-        if len(ranks) != 1:
-            raise ValueError(f"rank: one adapter has the ranks {sorted(ranks)}; a name holds one")
-        rank, method = config.r, "LORA" if bits == "bf16" else "QLORA"
+        carried, method = _carried(model), "LORA" if bits in ("bf16", "fp32") else "QLORA"
     return Metadata(
         base=base,
         base_source=base_source,
@@ -91,14 +107,52 @@ def describe_model(
         backend=precision.backend if precision else "torch",
         double_quant=precision.double_quant if precision else False,
         compute_dtype=precision.compute if precision else bits,
-        rank=rank,
         merged=False,
+        **carried,
     )
+
+
+def merged(metadata: Metadata, bits: str = "bf16") -> Metadata:
+    """Of what `vqlora.merge` made from the model of `metadata`: in 16 bits, or requantized to `bits`."""
+    head = bits if metadata.head == metadata.bits else "bf16"
+    double = bits in ("nf4", "fp4")
+    return replace(metadata, merged=True, bits=bits, head=head, base_source="", double_quant=double)
+
+
+def short_count(count: int) -> str:
+    """Three digits at most: 950 -> "950", 86_123 -> "86k", 2_400_000 -> "2.4M"."""
+    if count < 1000:
+        return str(count)
+    if count < 999_500:
+        return f"{count / 1e3:.0f}k"
+    millions = f"{count / 1e6:.1f}" if count < 99_950_000 else f"{count / 1e6:.0f}"
+    return millions.removesuffix(".0") + "M"
+
+
+def _carried(model: PeftModel) -> dict:
+    """The adapter's part of the metadata, from what the layers really have."""
+    from vqlora.probe import adapted_layers, adapter_parameters, rank
+
+    config, params = model.peft_config[model.active_adapter], dict(model.named_parameters())
+    ranks = {rank(layer) for layer in adapted_layers(model).values()} - {0}
+    budget = sum(parameter_count(params[name]) for name in adapter_parameters(model))
+    ours = str(getattr(config.peft_type, "value", config.peft_type)) == "VQLORA"
+    return {
+        "rank": next(iter(ranks)) if len(ranks) == 1 else None,
+        "budget": budget if len(ranks) > 1 else None,
+        "adapter": "VQLoRA" if ours else "LoRA",
+        "gate": config.gate if ours else None,
+    }
 
 
 def base_digest(model: nn.Module) -> str:
     """16 hex digits over the input embeddings in bfloat16, which no bit width changes."""
-    weight = _plain(model).get_input_embeddings().weight.detach().to("cpu", torch.bfloat16)
+    try:
+        table = _plain(model).get_input_embeddings()
+    except NotImplementedError:  # dual encoders have several; the largest is that of the words
+        tables = [m for m in _plain(model).modules() if isinstance(m, nn.Embedding)]
+        table = max(tables, key=lambda m: m.weight.numel())
+    weight = table.weight.detach().to("cpu", torch.bfloat16)
     return hashlib.sha256(weight.contiguous().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 
@@ -129,7 +183,9 @@ def recognise(folder: str | Path) -> Metadata:
     path = Path(folder, METADATA)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        metadata = Metadata(**{field.name: record[field.name] for field in fields(Metadata)})
+        # what later versions added has defaults, so that models saved before them are still known
+        needed = [f.name for f in fields(Metadata) if f.name in record or f.default is MISSING]
+        metadata = Metadata(**{name: record[name] for name in needed})
     except FileNotFoundError:
         raise ValueError(
             f"{folder}: no {METADATA}: not a model that vqlora saved, or saved only half"
@@ -146,10 +202,12 @@ def load_model(
     base: str | Path | nn.Module | None = None,
     *,
     device: str | torch.device | None = None,
+    trainable: bool = False,
 ) -> tuple[nn.Module, Metadata]:
     """Load a saved model as what it is: the base in its bits with the adapters on it, or the model alone.
 
     base: what carries the adapters, in memory or by name; None takes the recorded source.
+    trainable: whether the adapters can be trained on.
     Raises ValueError if `base` is not what the adapters were trained on, naming both.
     """
     metadata = recognise(folder)
@@ -175,9 +233,39 @@ def load_model(
             quantize_head=metadata.head == metadata.bits != "bf16",
         )
     check_base(metadata, base)
-    model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True)
+    import vqlora.adapter  # noqa: F401  peft has to know the method
+
+    options = {"autocast_adapter_dtype": True, "is_trainable": trainable}
+    model = PeftModel.from_pretrained(base, str(folder), **options)
     close_packing_trap(model)
     return model.eval(), metadata
+
+
+def load_any(folder: str | Path, base: str | None = None, bits: str | None = None) -> nn.Module:
+    """What `load_model` loads, with adapters trainable; also stock peft adapters, on `base` in `bits`.
+
+    Raises ValueError where there is neither, and for a stock adapter whose base is not known.
+    """
+    if Path(folder, METADATA).is_file():
+        if bits is not None:
+            raise ValueError(
+                f"bits: {bits!r} given, but {folder} records its own: {recognise(folder).bits!r}"
+            )
+        return load_model(folder, base, trainable=True)[0]
+    adapters = Path(folder, "adapter_config.json")
+    if not adapters.is_file():
+        raise ValueError(
+            f"{folder}: neither {METADATA} nor adapter_config.json: not a saved model or adapter"
+        )
+    import vqlora.adapter  # noqa: F401  peft has to know the method
+
+    base = base or json.loads(adapters.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{folder}: a stock adapter that does not name its base; give `base`")
+    carrier = load_quantized(base, bits or "nf4")
+    model = PeftModel.from_pretrained(carrier, str(folder), is_trainable=True)
+    close_packing_trap(model)
+    return model
 
 
 def check_base(metadata: Metadata, base: nn.Module) -> None:
@@ -212,6 +300,9 @@ def _as_seed(metadata: Metadata) -> dict:
             "base_quant_type": metadata.bits,
             "compute_dtype": metadata.compute_dtype,
             "lora_r": metadata.rank,
+            "adapter": metadata.adapter,
+            "adapter_parameters": metadata.budget,
+            "gate": metadata.gate,
             "merged": metadata.merged,
         },
     }

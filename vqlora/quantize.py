@@ -26,7 +26,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from vqlora.cost import parameter_count, tensor_bytes
 from vqlora.held import Linear16, hold_in_16bit
-from vqlora.modalities import find_description, is_under, linear_layers, match_names
+from vqlora.modalities import find_description, is_under, linear_layers, match_names, matches
 from vqlora.precision import ComputeDtype, Precision, compute_dtype
 
 BITS = ("nf4", "fp4", "int8", "bf16")
@@ -210,7 +210,7 @@ def _plan(model, bits, skip, quantize_head, device) -> tuple[list[str], list[str
     kept = set(_heads(model)) | {
         name
         for name, _ in linear_layers(model)
-        if known is not None and any(is_under(name, path) for path in known.keep)
+        if known is not None and any(matches(name, path) for path in known.keep)
     }
     if quantize_head:
         output = model.get_output_embeddings()

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vqlora.cache_rows import join_rows, take_rows
+
 
 @dataclass(frozen=True)
 class Item:
@@ -204,7 +206,7 @@ def greedy(
         if not kept:
             break
         if len(kept) < len(alive):
-            cache.batch_select_indices(torch.tensor(kept, device=device))
+            take_rows(cache, kept)
             alive = [alive[k] for k in kept]
     return told
 
@@ -216,6 +218,7 @@ def cache_bytes(cache) -> int:
 def join(caches: Sequence):
     """One cache with the rows of all, in order; all must have equally many positions. Changes the first."""
     first = caches[0]
+    join_rows(caches, into=first)
     for index, layer in enumerate(first.layers):
         layer.keys = torch.cat([cache.layers[index].keys for cache in caches])
         layer.values = torch.cat([cache.layers[index].values for cache in caches])
@@ -225,5 +228,5 @@ def join(caches: Sequence):
 def rows_of(cache, rows: Sequence[int]):
     """A copy of the cache with the given rows, in this order; a row may be taken several times."""
     chosen = copy.deepcopy(cache)
-    chosen.batch_select_indices(torch.tensor(list(rows), device=chosen.layers[0].keys.device))
+    take_rows(chosen, rows)
     return chosen

@@ -1,0 +1,96 @@
+"""What the gates cost beside plain LoRA: their share of the adapter's parameters, and of a training step.
+
+    python scripts/gate_cost.py --pairs 20 --bits nf4
+
+Steps of both models alternate, and the median of the pairs' ratios is given, so that a busy machine disturbs
+both alike. Times are CPU seconds of one thread (wall seconds on CUDA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping
+
+import peft
+import torch
+from torch import Tensor, nn
+
+import vqlora
+from vqlora.base import KineVLMForConditionalGeneration, build_tokenizer, small_config
+from vqlora.modalities import target_modules
+from vqlora.optimizer import create_optimizer, is_gate
+
+
+def gate_share(model: nn.Module) -> float:
+    """Gate parameters / all trainable parameters."""
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    return sum(size for name, size in sizes.items() if is_gate(name)) / sum(sizes.values())
+
+
+def decoder_share(hidden: int, ffn: int, kv: int, *, gate_hidden: int = 4, layers: str = "all") -> float:
+    """The same for gate "rank" in a Llama-like decoder, from its widths alone; no rank or depth in it."""
+    ends = [2 * hidden, hidden + kv, hidden + kv, 2 * hidden]  # d_in + d_out of q, k, v, o
+    if layers == "all":
+        ends += [hidden + ffn] * 3
+    gates = len(ends) * (gate_hidden + 1)
+    return gates / (gates + sum(ends))
+
+
+def step_ratio(
+    gated: nn.Module, plain: nn.Module, batch: Mapping[str, Tensor], pairs: int, clock=time.process_time
+) -> float:
+    """Median over `pairs` of (seconds of a gated training step) / (seconds of a plain one)."""
+    steps = [(model.train(), create_optimizer(model, lr=1e-4)) for model in (gated, plain)]
+    ratios = []
+    for pair in range(pairs + 2):
+        seconds = {}
+        for which in (0, 1) if pair % 2 else (1, 0):
+            model, optimizer = steps[which]
+            begin = clock()
+            model(**batch, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds[which] = clock() - begin
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios[2:])  # the first steps allocate
+
+
+def embedded(bits: str, gate: str | None, rank: int = 8) -> nn.Module:
+    """A random model of the embedded base's shape with gated adapters, or with plain LoRA (gate None)."""
+    words = len(build_tokenizer([f"w{i}" for i in range(180)]))
+    model = vqlora.load_quantized(KineVLMForConditionalGeneration(small_config(words)), bits)
+    if gate is not None:
+        return peft.get_peft_model(model, vqlora.VQLoraConfig(ranks=rank, gate=gate))
+    return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules=target_modules(model)))
+
+
+def clips(model: nn.Module, count: int, frames: int = 8, words: int = 20) -> dict[str, Tensor]:
+    """A batch of the main experiment's shape: `frames` frames of four tokens each, then a caption."""
+    rng, config = torch.Generator().manual_seed(0), model.config
+    places = torch.full((count, frames * config.tokens_per_frame), config.image_token_id)
+    text = torch.randint(10, config.text_config.vocab_size, (count, words), generator=rng)
+    ids = torch.cat([places, text], dim=1)
+    labels = torch.cat([torch.full_like(places, -100), text], dim=1)
+    pixels = torch.rand(count, frames, 3, config.image_size, config.image_size, generator=rng) * 2 - 1
+    return {"input_ids": ids, "labels": labels, "pixel_values": pixels}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--bits", default="nf4", choices=["nf4", "bf16", "int8"])
+    parser.add_argument("--gates", nargs="+", default=["rank"])
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    plain = embedded(asked.bits, None)
+    batch = clips(plain, asked.clips)
+    for gate in asked.gates:
+        gated = embedded(asked.bits, gate)
+        ratio = step_ratio(gated, plain, batch, asked.pairs)
+        print(f"{gate}: {100 * gate_share(gated):.2f}% of the adapter, step {100 * (ratio - 1):+.1f}%")
+    for name, sizes in {"SmolLM2-135M": (576, 1536, 192), "Qwen2.5-3B": (2048, 11008, 256)}.items():
+        shares = [100 * decoder_share(*sizes, layers=layers) for layers in ("attention", "all")]
+        print(f"{name}: {shares[0]:.2f}% of the adapter on attention, {shares[1]:.2f}% on all layers")

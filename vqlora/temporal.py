@@ -1,0 +1,190 @@
+"""Frame features and what gates make of them: pure functions on tensors.
+
+    f = pixel_features(frames, clip)              # [F, 6] from frames [F, 3, H, W]; clip [F]
+    f = standardise(f, mean, std)                 # with constants of the training set, never of the batch
+    f = with_clip_means(f, clip, clips)           # [F + B, 6]: rows F + b for what shows no frame
+    gate_values("rank", head(tanh(trunk(f))), r)  # [F + B, r], 2·sigmoid: 1 where the head gives 0
+
+Glossary: F frames of all clips together, clip by clip in the order of time; B clips; n features; r rank.
+A frame's features depend on its own clip alone, not on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GATES = ("none", "scalar", "rank", "mixture", "selective")
+CONTROLS = (None, "constant", "shuffled", "random")
+
+# name -> (mean, standard deviation) over clips of everyday motion; `calibrate_features` measures your own
+PIXEL_FEATURES = {
+    "motion": (0.03, 0.04),  # mean |difference to the previous frame| of luma; 0 for the first
+    "entropy": (0.5, 0.25),  # of 4-bit luma, mean over 4 x 4 blocks, 1 = all 16 levels alike
+    "scene": (0.1, 0.15),  # total variation between the 4-bit histograms of this and the previous frame
+    "time": (0.5, 0.33),  # place between the first (0) and the last (1) frame
+    "median_distance": (0.05, 0.06),  # mean |difference to the clip's median frame|
+    "neighbour_distance": (0.03, 0.04),  # smaller mean |difference| to the previous and the next frame
+}
+_SIDE, _BLOCKS, _LEVELS = 32, 4, 16  # frames are averaged down to 32 x 32 first
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def pixel_features(
+    frames: Tensor,
+    clip: Tensor,
+    times: Tensor | None = None,
+    pixel_range: tuple[float, float] = (-1.0, 1.0),
+    names: Sequence[str] = tuple(PIXEL_FEATURES),
+) -> Tensor:
+    """Features [F, len(names)] in float32 of frames [F, 3, H, W], as in `PIXEL_FEATURES`.
+
+    clip: [F] clip of each frame, ascending. times: [F] in any unit, where frames are not evenly spaced.
+    pixel_range: the values of black and white; what lies outside is clipped.
+    Raises ValueError for clips that are not in order, and for shapes and names that do not fit.
+    """
+    check_features(names)
+    if frames.ndim != 4 or frames.shape[1] != 3 or len(clip) != len(frames):
+        raise ValueError(
+            f"frames: shape {tuple(frames.shape)} with {len(clip)} clip numbers; expected [F, 3, H, W], [F]"
+        )
+    if bool((clip[1:] < clip[:-1]).any()):
+        raise ValueError(f"clip: {clip.tolist()} is not ascending; frames come clip by clip")
+    if not len(frames):
+        return torch.zeros(0, len(names), device=frames.device)
+    with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+        black, white = pixel_range
+        small = F.adaptive_avg_pool2d(frames.float(), _SIDE)
+        luma = sum(weight * small[:, i] for i, weight in enumerate(_LUMA))
+        luma = ((luma - black) / (white - black)).clamp(0, 1)  # [F, 32, 32]
+        codes = (luma * _LEVELS).long().clamp(max=_LEVELS - 1)
+        side = _SIDE // _BLOCKS
+        blocks = codes.view(-1, _BLOCKS, side, _BLOCKS, side).transpose(2, 3).reshape(-1, _BLOCKS**2, side**2)
+        counts = F.one_hot(blocks, _LEVELS).sum(dim=2).float()  # [F, 16 blocks, 16 levels]
+        share = counts / side**2
+        bits = -torch.special.xlogy(share, share).sum(-1).mean(-1) / torch.log(torch.tensor(float(_LEVELS)))
+        shades = counts.mean(dim=1) / side**2
+        before = _to_previous(luma.flatten(1), clip)
+        after = torch.cat([before[1:], before.new_zeros(1)])  # to the next frame
+        first, last = _ends(clip)
+        nearest = torch.minimum(torch.where(first, after, before), torch.where(last, before, after))
+        found = {
+            "motion": before,
+            "entropy": bits,
+            "scene": _to_previous(shades, clip) * _LEVELS / 2,
+            "time": _relative_time(clip, times),
+            "median_distance": _to_median(luma, clip),
+            "neighbour_distance": nearest,
+        }
+        return torch.stack([found[name].to(luma.dtype) for name in names], dim=1)
+
+
+def check_features(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is no pixel feature."""
+    for name in names:
+        if name not in PIXEL_FEATURES:
+            raise ValueError(
+                f"feature_names: {name!r} is no pixel feature; allowed: {', '.join(PIXEL_FEATURES)}"
+            )
+
+
+def standardise(features: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(features - mean) / std over the last axis [.., n], in float32."""
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=features.device) for v in (mean, std))
+    return (features.float() - mean) / std
+
+
+def with_clip_means(features: Tensor, clip: Tensor, clips: int) -> Tensor:
+    """[F, n] -> [F + B, n]: the mean of each clip's frames is appended, 0 for a clip without frames."""
+    means = features.new_zeros(clips, features.shape[1])
+    for b in clip.unique().tolist():
+        means[b] = features[clip == b].mean(dim=0)
+    return torch.cat([features, means])
+
+
+def frame_numbers(clip: Tensor) -> Tensor:
+    """[F] number of each frame within its clip, from 0: [0, 0, 0, 2, 2] -> [0, 1, 2, 0, 1]."""
+    places = torch.arange(len(clip), device=clip.device)
+    return places - torch.searchsorted(clip.contiguous(), clip.contiguous())
+
+
+def gate_values(kind: str, u: Tensor, rank: int) -> Tensor:
+    """Gates from a head's output: u [.., r] (rank) or [.., 1] (scalar, mixture) -> [.., r] or [.., 1].
+
+    2·sigmoid(u), so that 0 gives exactly 1. "mixture": the first half of the ranks, rounded up, gets
+    2·sigmoid(u), the other half 2·sigmoid(-u): two experts of half the rank whose weights sum to 2.
+    """
+    if kind == "mixture":
+        first = (rank + 1) // 2
+        u = torch.cat([u.expand(*u.shape[:-1], first), -u.expand(*u.shape[:-1], rank - first)], dim=-1)
+    return 2 * torch.sigmoid(u)
+
+
+def head_size(kind: str, rank: int) -> int:
+    """Outputs of the head of a gate; 0 for kinds without parameters."""
+    return {"none": 0, "selective": 0, "scalar": 1, "mixture": 1, "rank": rank}[kind]
+
+
+def effective_rank(gates: Tensor, rank: int) -> Tensor:
+    """How many ranks act in each frame: (Σ g)² / Σ g² of gates [F, r] or [F, 1] -> [F]; 0 where all are 0.
+
+    r where all gates are alike, 1 where a single one is open (participation ratio).
+    """
+    gates = gates.expand(*gates.shape[:-1], rank).float()
+    squares = gates.square().sum(-1)
+    return torch.where(squares > 0, gates.sum(-1).square() / squares.clamp(min=1e-30), squares)
+
+
+def shuffled(features: Tensor, clip: Tensor, seed: int) -> Tensor:
+    """Features [F, n] permuted over the frames of each clip; clips of one length are permuted alike."""
+    out = features.clone()
+    for b in clip.unique().tolist():
+        where = (clip == b).nonzero()[:, 0]
+        order = torch.randperm(len(where), generator=torch.Generator().manual_seed(seed))
+        out[where] = features[where[order.to(where.device)]]
+    return out
+
+
+def random_features(clip: Tensor, count: int, seed: int) -> Tensor:
+    """[F, count] standard normal, fixed by the frame's number in its clip and the seed."""
+    numbers = frame_numbers(clip).tolist()
+    table = [
+        torch.randn(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + t))
+        for t in range(max(numbers, default=-1) + 1)
+    ]
+    rows = [table[t] for t in numbers]
+    return (torch.stack(rows) if rows else torch.zeros(0, count)).to(clip.device)
+
+
+def _to_previous(x: Tensor, clip: Tensor) -> Tensor:
+    """[F] mean |x_t - x_(t-1)| of x [F, d], 0 at the first frame of a clip."""
+    difference = (x[1:] - x[:-1]).abs().mean(dim=-1)
+    return torch.cat([x.new_zeros(1), difference * (clip[1:] == clip[:-1])])[: len(x)]
+
+
+def _ends(clip: Tensor) -> tuple[Tensor, Tensor]:
+    """([F] first frame of its clip, [F] last frame of its clip)."""
+    change, end = clip[1:] != clip[:-1], torch.ones(min(len(clip), 1), dtype=torch.bool, device=clip.device)
+    return torch.cat([end, change]), torch.cat([change, end])
+
+
+def _relative_time(clip: Tensor, times: Tensor | None) -> Tensor:
+    times = frame_numbers(clip).double() if times is None else times.double()
+    place = torch.zeros_like(times)
+    for b in clip.unique().tolist():
+        own = times[clip == b]
+        span = own.max() - own.min()
+        place[clip == b] = (own - own.min()) / span if span > 0 else torch.zeros_like(own)
+    return place
+
+
+def _to_median(luma: Tensor, clip: Tensor) -> Tensor:
+    """[F] mean |luma - median over the clip's frames|; of an even number, the lower middle one."""
+    distance = luma.new_zeros(len(luma))
+    for b in clip.unique().tolist():
+        own = luma[clip == b]
+        distance[clip == b] = (own - own.median(dim=0).values).abs().flatten(1).mean(dim=1)
+    return distance
