@@ -144,14 +144,17 @@ def test_some_damage_within_h264_pictures_breaks_no_rule(tmp_path):
     assert passed > 0
 
 
-def test_matroska_checksums_find_any_overwritten_byte_of_a_cluster(tmp_path):
-    path = encode(tmp_path / "a.mkv", 12, noise=60)
+@pytest.mark.parametrize("name, codec", [("a.mkv", "libx264"), ("a.ogv", "libvpx")])
+def test_checksums_of_the_container_find_overwritten_bytes(tmp_path, name, codec):
+    path = encode(tmp_path / name, 12, noise=60, codec=codec)
     assert container_fault(path) is None
     whole = path.read_bytes()
     for seed in range(20):
         path.write_bytes(whole)
         overwrite(path, seed)
         assert check(path).verdict != "ok", seed
+    path.write_bytes(whole[:len(whole) * 3 // 4])
+    assert container_fault(path)
     assert container_fault(encode(tmp_path / "a.mp4", 2)) is None
 
 

@@ -6,9 +6,11 @@ of them shows nothing). Three things do show it, and this module has all three:
 
 - the sha256 of the file against one taken while the file was whole (a manifest, or the publisher's list);
 - `SHA256SUMS` beside the videos, as written by `sha256sum *`;
-- the CRC-32 that Matroska and WebM may carry in every cluster (FFmpeg writes them; it does not check them).
+- the CRC-32 of every cluster in Matroska files (where the writer put one, as FFmpeg does in MKV but not in
+  WebM) and of every page in Ogg files, where FFmpeg would merely leave the page out.
 
-What none of them can show: a file in MP4 or AVI that was damaged in this way before anybody took its hash.
+What none of them can show: a file in MP4, AVI, WebM or a stream format that was damaged in this way before
+anybody took its hash.
 """
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 SUMS_FILE = "SHA256SUMS"
 _SEGMENT, _CRC32, _EBML = 0x18538067, 0xBF, b"\x1a\x45\xdf\xa3"
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _LINE = re.compile(r"\\?([0-9a-fA-F]{64}) [ *](.+)")
 
 
@@ -51,37 +55,68 @@ def read_sums(folder: Path) -> Mapping[str, str]:
 def container_fault(path: Path) -> str | None:
     """What a container's own checksums say is wrong; None when nothing is, or when it has none.
 
-    Matroska (RFC 9559, section 4.1): a CRC-32 element, where there is one, comes first in its parent and is
-    taken over the rest of it, least significant byte first. Elements of level 1 are looked at, one at a time.
+    Also says where the file is not a gapless row of the container's elements, as after a cut.
     """
     with open(path, "rb") as file:
-        if file.read(4) != _EBML:
+        kind = file.read(4)
+        end = file.seek(0, 2)
+        if kind == _EBML:
+            return _matroska_fault(file, end)
+        return _ogg_fault(file, end) if kind == b"OggS" else None
+
+
+def _matroska_fault(file: BinaryIO, end: int) -> str | None:
+    """RFC 9559: a CRC-32 element, where there is one, comes first in its parent and is taken over the rest of
+    it, least significant byte first. Elements of level 1 are looked at, one at a time."""
+    place = 0
+    while place < end:
+        file.seek(place)
+        head = _element(file.read(12))
+        if head is None:
+            return f"no Matroska element at byte {place}"
+        kind, size, start = head
+        if kind == _SEGMENT:  # its children follow
+            place += start
+            continue
+        if size is None:  # live recordings: the length was not known; nothing to check it by
             return None
-        file.seek(0, 2)
-        end, place = file.tell(), 0
-        while place < end:
-            file.seek(place)
-            head = _element(file.read(12))
-            if head is None:
-                return f"no Matroska element at byte {place}"
-            kind, size, start = head
-            if kind == _SEGMENT:  # its children follow
-                place += start
-                continue
-            if size is None:  # live recordings: the length was not known; nothing to check it by
-                return None
-            place += start + size
-            if place > end:
-                return f"an element at byte {place - start - size} ends {place - end} bytes past the file"
-            file.seek(place - size)
-            crc = file.read(min(6, size))
-            if len(crc) == 6 and crc[0] == _CRC32 and crc[1] == 0x84:
-                value, left = 0, size - 6
-                while left and (block := file.read(min(left, 1 << 20))):
-                    value, left = zlib.crc32(block, value), left - len(block)
-                if value != int.from_bytes(crc[2:], "little"):
-                    return f"wrong CRC-32 of the {size} bytes before byte {place}"
+        place += start + size
+        if place > end:
+            return f"an element at byte {place - start - size} ends {place - end} bytes past the file"
+        file.seek(place - size)
+        crc = file.read(min(6, size))
+        if len(crc) == 6 and crc[0] == _CRC32 and crc[1] == 0x84:
+            value, left = 0, size - 6
+            while left and (block := file.read(min(left, 1 << 20))):
+                value, left = zlib.crc32(block, value), left - len(block)
+            if value != int.from_bytes(crc[2:], "little"):
+                return f"wrong CRC-32 of the {size} bytes before byte {place}"
     return None
+
+
+def _ogg_fault(file: BinaryIO, end: int) -> str | None:
+    """RFC 3533: each page has the CRC-32 of itself, its own field taken as 0, and a running number.
+
+    Ogg's CRC takes bits in the other order than zlib's and starts from 0: hence the reversed bytes.
+    """
+    place, following, open_streams = 0, {}, set()
+    while place < end:
+        file.seek(place)
+        head = file.read(27)
+        if head[:4] != b"OggS" or len(head) < 27:
+            return f"no Ogg page at byte {place}"
+        lengths = file.read(head[26])
+        page = head[:22] + bytes(4) + head[26:] + lengths + file.read(sum(lengths))
+        value = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+        if int(f"{value:032b}"[::-1], 2) != int.from_bytes(head[22:26], "little"):
+            return f"wrong CRC-32 of the Ogg page at byte {place}"
+        serial, number = head[14:18], int.from_bytes(head[18:22], "little")
+        if number != following.get(serial, number):
+            return f"Ogg pages are missing before byte {place}"
+        following[serial] = number + 1
+        open_streams = (open_streams | {serial}) - ({serial} if head[5] & 4 else set())
+        place += len(page)
+    return "the end of an Ogg stream is missing" if open_streams else None
 
 
 def _element(head: bytes) -> tuple[int, int | None, int] | None:
