@@ -3,6 +3,7 @@ import hashlib
 import multiprocessing
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from little_videos import damage, encode, encode_at, hide_start, pictures, rotate, shown
@@ -90,6 +91,24 @@ def test_far_frames_are_the_same_by_seeking_as_from_the_start(tmp_path, monkeypa
     assert check(path).seek
     with pytest.raises(VideoError, match="frame 130: the video has 130 frames"):
         read_frames(path, [130])
+
+
+def test_hidden_reference_frames_of_vp8_are_not_counted(tmp_path, monkeypatch):
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx", rate=8, options={"lag-in-frames": "0"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 32, "yuv420p", 4_000_000
+        for t, picture in enumerate(pictures(30)):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                data = bytearray(bytes(packet))
+                data[0] &= 0xEF if t == 11 else 0xFF  # not to be shown
+                changed = av.Packet(bytes(data))
+                changed.stream, changed.pts, changed.dts = stream, packet.pts, packet.dts
+                changed.time_base, changed.is_keyframe = packet.time_base, packet.is_keyframe
+                container.mux(changed)
+    monkeypatch.setattr(reader, "_SEEK_FROM", 1)
+    assert len(packets(path)) == len(read_frames(path)) == 29
+    assert shown(read_frames(path, [10, 11, 25])) == [10, 12, 26]
 
 
 def test_seeking_decodes_little(tmp_path, monkeypatch):

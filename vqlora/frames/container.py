@@ -20,6 +20,9 @@ from vqlora.frames.sums import container_fault
 
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 _MAX_PIXELS = 1 << 26  # 8k x 8k: a damaged header must not ask for gigabytes
+# Codecs whose packets each show one frame. VP8's hidden reference frames are packets of their own and are
+# told by a bit; other codecs count only where the header's number of frames is that of the packets.
+_ONE_EACH = {"h264", "hevc", "vp8", "vp9", "av1", "ffv1", "mjpeg", "png", "gif", "prores"}
 _LUMA = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv411p", "yuv410p", "gray"}
 
 
@@ -52,9 +55,10 @@ class Packets:
     """The compressed frames of a video in order of display; T of them, known without decoding any.
 
     `times_s` float64 from the first frame's; `bytes` int64; `key` and `bidirectional` (shown before a frame
-    that was stored earlier) bool. `exact` says that every packet has its own time stamp, so that packet t is
-    frame t; where it is False (some AVI and broken files) times are evenly spaced and t is a guess. `stamps`
-    are presentation stamps in the stream's own unit, `promised` the number of frames in the header (or 0).
+    that was stored earlier) bool. `exact` says that every packet shows one frame and has its own time stamp,
+    so that packet t is frame t; where it is False (MPEG-2 streams, broken files) times are evenly spaced and
+    t is a guess. `stamps` are presentation stamps in the stream's own unit, `promised` the number of frames
+    in the header (or 0).
     """
 
     times_s: np.ndarray
@@ -143,11 +147,13 @@ class Video:
 
     def packets(self) -> Packets:
         """Demux the whole stream without decoding. Raises VideoError for an unreadable or empty one."""
-        rows, highest = [], -math.inf
+        rows, highest, codec = [], -math.inf, self.stream.codec_context.codec.canonical_name
         try:
             for packet in self.container.demux(self.stream):
                 size = packet.size
                 if not size or packet.is_discard:  # the flush at the end; frames cut off by an edit list
+                    continue
+                if codec == "vp8" and not memoryview(packet)[0] & 0x10:  # RFC 6386, 9.1: not to be shown
                     continue
                 stamp = packet.pts
                 place = len(rows) if stamp is None else stamp
@@ -158,7 +164,8 @@ class Video:
         if not rows:
             raise VideoError(self.path, None, "no frames")
         table = np.array(rows, dtype=np.int64)
-        exact = not table[:, 4].any() and len(np.unique(table[:, 0])) == len(table)
+        one_each = codec in _ONE_EACH or self.stream.frames == len(table)
+        exact = one_each and not table[:, 4].any() and len(np.unique(table[:, 0])) == len(table)
         if exact:
             table = table[np.argsort(table[:, 0], kind="stable")]
             times_s = (table[:, 0] - table[0, 0]) * float(self.stream.time_base)
@@ -216,6 +223,8 @@ class Video:
                     if not packet.is_keyframe or packet.pts is None or packet.pts > key:
                         return None
                     landed = True
+                # What no other frame refers to need not be decoded on the way.
+                self.stream.codec_context.skip_frame = "DEFAULT" if packet.pts in stamps else "NONREF"
                 for frame in packet.decode():
                     if frame.pts in stamps:
                         if frame.is_corrupt:
