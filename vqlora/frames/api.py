@@ -100,7 +100,7 @@ def selection(video: str | Path | np.ndarray, k: int | None = None, policy: str 
         table = packets(video)
         times_s = table.times_s
         choose, curve = _by_packets(table, policy)
-        curve_name = "bytes against frames of the same type"
+        curve_name = "bytes, excess"
     else:
         if scores is None:
             times_s = np.arange(len(video), dtype=np.float64) if array else frame_times(video)

@@ -154,12 +154,12 @@ def mmr(features: np.ndarray, relevance: np.ndarray, k: int, weight: float = 0.5
 
 
 def low_bit_change(codes: np.ndarray, k: int) -> np.ndarray:
-    """Frames whose low-bit code differs most from the last kept frame's, never far apart in time.
+    """Frames whose low-bit code differs much from the last kept frame's, and never 4T/k apart in time.
 
     `codes` `[T, G]` (`low_bit_codes`). Going forward from frame 0, a frame is kept when its mean |code
     difference| to the last kept one reaches a threshold, or 2T/k frames after it at the latest. The threshold
-    is the highest that keeps at least k, and of those the ones that changed least are dropped. For k = 1 it
-    is the frame nearest to the median.
+    is the highest that keeps at least k (the lowest there is, where none does), and of those an even choice
+    is taken. For k = 1 it is the frame nearest to the median.
     """
     codes = np.asarray(codes)
     _checked(len(codes), k)
@@ -167,16 +167,15 @@ def low_bit_change(codes: np.ndarray, k: int) -> np.ndarray:
         return diverse(codes, k)
     gap = -(-2 * len(codes) // k)
     low, high = 0.0, float(np.ptp(codes, axis=0).mean()) + 1.0
-    kept, change = _kept(codes, 1e-9, gap)
+    kept = _kept(codes, 1e-9, gap)
     for _ in range(14):
         middle = (low + high) / 2
         found = _kept(codes, middle, gap)
-        if len(found[0]) >= k:
-            low, (kept, change) = middle, found
+        if len(found) >= k:
+            low, kept = middle, found
         else:
             high = middle
-    strongest = np.sort(np.argsort(-change, kind="stable")[:k])
-    return _filled(kept[strongest], len(codes), k)
+    return _filled(kept[uniform(len(kept), k)], len(codes), k)
 
 
 def tell_apart(features: np.ndarray, k: int, resolution: float | np.ndarray) -> np.ndarray:
@@ -273,9 +272,9 @@ def _distance(features: np.ndarray, point: np.ndarray) -> np.ndarray:
     return out
 
 
-def _kept(codes: np.ndarray, threshold: float, gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Going forward: the kept frames, and the change of each to the one before (infinite for the first)."""
-    kept, change, last = [0], [np.inf], 0
+def _kept(codes: np.ndarray, threshold: float, gap: int) -> np.ndarray:
+    """The frames kept on the way forward."""
+    kept, last = [0], 0
     while last + 1 < len(codes):
         far = min(last + gap, len(codes))
         start, found = last + 1, -1
@@ -284,13 +283,12 @@ def _kept(codes: np.ndarray, threshold: float, gap: int) -> tuple[np.ndarray, np
             moved = _distance(codes[start:stop], codes[last])
             over = np.flatnonzero(moved >= threshold)
             found = start + int(over[0]) if len(over) else -1
-            value, start = (moved[over[0]] if len(over) else moved[-1]), stop
+            start = stop
         if found < 0 and far == len(codes):
             break
         last = found if found >= 0 else far - 1
         kept.append(last)
-        change.append(float(value))
-    return np.array(kept), np.array(change)
+    return np.array(kept)
 
 
 def _distinct(places: np.ndarray, n_frames: int) -> np.ndarray:
