@@ -1,13 +1,16 @@
 """Small real videos for tests: each frame's brightness says which frame it is."""
+import struct
+from fractions import Fraction
+
 import av
 import numpy as np
 
 
 def pictures(frames=12, height=32, width=64, seed=0, noise=4):
-    """uint8 [T, H, W, 3]: frame t is grey 15 + 5t, with a little texture."""
+    """uint8 [T, H, W, 3]: frame t is grey 15 + 5t (t modulo 45), with a little texture."""
     rng = np.random.default_rng(seed)
     texture = rng.integers(0, noise, (1, height, width, 1))
-    grey = 15 + 5 * np.arange(frames)[:, None, None, None]
+    grey = 15 + 5 * (np.arange(frames) % 45)[:, None, None, None]
     return np.broadcast_to(grey + texture, (frames, height, width, 3)).astype(np.uint8)
 
 
@@ -50,4 +53,38 @@ def damage(path, kind):
     elif kind == "empty":
         data = b""
     path.write_bytes(data)
+    return path
+
+
+def rotate(path, turns=1):
+    """Have an MP4 file say that its pictures are to be shown turned clockwise by quarter turns."""
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[turns % 4]
+    data = bytearray(path.read_bytes())
+    matrix = data.find(b"tkhd") + 44
+    rows = (cosine, sine, 0, -sine, cosine, 0, 0, 0)
+    data[matrix:matrix + 36] = struct.pack(">9i", *(65536 * value for value in rows), 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+def hide_start(path, ticks):
+    """Have an MP4 file's edit list start that many ticks (of its video track) later."""
+    data = bytearray(path.read_bytes())
+    place = data.find(b"elst") + 16
+    data[place:place + 4] = struct.pack(">i", struct.unpack(">i", data[place:place + 4])[0] + ticks)
+    path.write_bytes(data)
+    return path
+
+
+def encode_at(path, times_ms, height=32, width=64):
+    """A file of variable frame rate: frame t is shown from times_ms[t] on."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms, picture in zip(times_ms, pictures(len(times_ms), height, width), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path

@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   vqlora run my_run.yaml --profile smoke   one fine-tuning run from a settings file
   vqlora pdf --profile cpu                 the paper from results that are there
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
+  vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
 """
 
 
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _expected(fault: Exception) -> bool:
     """Faults whose message is made for the user; any other is a mistake of ours and shows its traceback."""
     from vqlora.notebooks import NotebookError
-    reported = {"GridError", "StoreError", "PaperError", "ResultsError", "AuditError"}
+    reported = {"GridError", "StoreError", "PaperError", "ResultsError", "AuditError", "VideoError",
+                "SelectError"}
     return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
 
 
@@ -72,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--modalities", nargs="+", metavar="PART", help="parts meant to carry adapters")
     part.add_argument("--allow", nargs="+", default=(), metavar="FAULT", help="faults to accept")
     part.set_defaults(command=_audit)
+    part = commands.add_parser("select", help="choose frames of a video",
+                               description="Print the chosen frames of a video: number, seconds.")
+    part.set_defaults(command=_select)
+    part.add_argument("video", metavar="VIDEO")
+    wanted = part.add_mutually_exclusive_group()
+    wanted.add_argument("-k", type=int, metavar="N", help="how many frames (default: 8)")
+    wanted.add_argument("--coverage", type=float, metavar="C", help="as few as stand for this share, 0 to 1")
+    part.add_argument("--policy", metavar="NAME", help="cumulative-coverage (default), uniform, packets, "
+                      "lowbit-change, diverse ...; a wrong name lists all")
+    part.add_argument("--seed", type=int, default=0, help="of the policy `random`")
+    part.add_argument("--sheet", metavar="FILE", help="draw the score and the frames there (.png or .pdf)")
     return parser
 
 
@@ -142,6 +155,35 @@ def _audit(chosen: argparse.Namespace) -> int:
     table = audit(model, batch, modalities=chosen.modalities, allow=chosen.allow)
     print(table.reset_index().to_string(index=False), by_modality(table).to_string(), sep="\n\n")
     return 0
+
+
+def _select(chosen: argparse.Namespace) -> int:
+    import warnings
+
+    from vqlora.frames.api import DEFAULT, selection
+    k = 8 if chosen.k is None and chosen.coverage is None else chosen.k
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            found = selection(chosen.video, k, chosen.policy or DEFAULT, coverage=chosen.coverage,
+                              seed=chosen.seed)
+        except ValueError as error:
+            raise SelectError(str(error)) from None
+    for warning in said:
+        say(f"vqlora: {warning.message}")
+    for frame in found.frames:
+        print(f"{frame}\t{found.times_s[frame]:.3f}")
+    if chosen.sheet:
+        from vqlora.frames.sheet import draw_sheet
+        try:
+            draw_sheet(chosen.video, found, chosen.sheet)
+        except (ImportError, OSError, ValueError) as error:
+            raise SelectError(f"{chosen.sheet}: {error}") from None
+    return 0
+
+
+class SelectError(Exception):
+    """A request to `vqlora select` that cannot be met; the message is for the user."""
 
 
 def publish(paper: Path, root: Path) -> None:

@@ -1,55 +1,51 @@
 """Decode video files, or raise: never a frame that was not asked for, never fewer than asked.
 
-decord decodes whole files where it is installed; PyAV (always there) does everything else: the strict check,
-single frames, stretches in seconds, and whole files without decord or where decord fails. Both give the same
-bytes. A file is opened for each call and shared with nobody, as a decord reader may not be shared by threads
-nor live through a fork. Frames by index come from a sequential decode, since decord's seek returns wrong
-frames in open-GOP files.
+>>> read_frames("clip.mp4", [0, 5, 9]).shape        # by number
+(3, 240, 320, 3)
+>>> read_at("clip.mp4", [0.0, 1.5]).shape           # by time in seconds
+(2, 240, 320, 3)
+>>> sizes = [picture.rgb().mean() for picture in stream("film.mkv")]    # any length, one frame in memory
+
+PyAV decodes strictly, which finds damage that breaks the format's rules. Damage that does not is found by
+the file's sha256 alone: pass `sha256` from a manifest (`vqlora.frames.manifest`) and not a byte can differ.
+decord is there for comparison and never used unless asked for: it is not faster, takes many damaged files for
+good ones, repeats the last frame of files with an edit list, and errs in transport streams. Where it is right
+both give the same bytes. A file is opened for each call and shared with nobody.
 """
 from __future__ import annotations
 
-import hashlib
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+
+from vqlora.frames.container import (  # noqa: F401  what users of the reader need is found in one place
+    Packets,
+    Picture,
+    Video,
+    VideoError,
+    VideoInfo,
+    reason_of,
+)
+from vqlora.frames.sums import file_sha256
 
 OK = "ok"
-BACKENDS = ("auto", "decord", "pyav")
-
-
-class VideoError(Exception):
-    """A video that cannot be decoded as asked: `path`, `frame` (its number, None for the whole file),
-    `reason`."""
-
-    def __init__(self, path: Path | str, frame: int | None, reason: str):
-        self.path, self.frame, self.reason = Path(path), frame, reason
-        super().__init__(f"{path}: " + (reason if frame is None else f"frame {frame}: {reason}"))
-
-    def __reduce__(self):
-        return VideoError, (self.path, self.frame, self.reason)
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file's header says; `frames` is 0 where the container does not tell (WebM, MKV)."""
-
-    frames: int
-    width: int
-    height: int
-    fps: float
-    duration_s: float
+BACKENDS = ("pyav", "decord")
+_SEEK_FROM = 400  # frames; below, decoding from the start costs less than listing all packets to seek by
 
 
 @dataclass(frozen=True)
 class VideoCheck:
-    """What decoding every frame found; `verdict` is "ok" or the reason why the file cannot be used."""
+    """What decoding every frame found; `verdict` is "ok" or the reason why the file cannot be used.
+
+    `seek` is False where a frame reached by seeking was not the same as in the decode from the start (none
+    such was met in tests; up to four frames of a long file are tried): then tell `read_frames`.
+    """
 
     sha256: str
     frames: int
@@ -58,156 +54,189 @@ class VideoCheck:
     fps: float
     duration_s: float
     verdict: str
+    seek: bool = True
 
 
 def probe(path: Path) -> VideoInfo:
     """Read the header only. Raises VideoError."""
-    with _Video(path, strict=False) as video:
+    with Video(path, strict=False) as video:
         return video.info()
 
 
-def check(path: Path) -> VideoCheck:
-    """Hash a file and decode every frame strictly: no decoder error, no frame marked corrupt, none missing.
+def check(path: Path, sha256: str | None = None) -> VideoCheck:
+    """Hash a file, decode every frame strictly (no decoder error, no frame marked corrupt, none missing) and
+    verify the container's own checksums.
 
-    Never raises for a bad file: the verdict says what is wrong. 2 to 4 ms for 40 frames of 64x64.
+    With `sha256` the file must also have that hash. Never raises for a bad file: the verdict says what is
+    wrong. "ok" without `sha256` means that nothing contradicts the format: bytes overwritten inside the
+    pictures of an MP4 or AVI before anybody took its hash may still have gone unseen. 2 to 4 ms for 40 frames
+    of 64x64.
     """
-    path, count = Path(path), 0
-    sha256 = hashlib.sha256()
+    path, count, found, seek = Path(path), 0, "", True
     info = VideoInfo(0, 0, 0, 0.0, 0.0)
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                sha256.update(block)
-        with _Video(path) as video:
+        found = file_sha256(path)
+        if sha256 is not None and found != sha256:
+            raise VideoError(path, None, "not the bytes that its sha256 was taken of")
+        tries: dict[int, np.ndarray] = {}
+        with Video(path) as video:
             info = video.info()
-            for _ in _frames(video):
+            for picture in video.pictures():
+                if count % _SEEK_FROM == _SEEK_FROM - 1 and len(tries) < 4:
+                    tries[count] = picture.rgb()
                 count += 1
+        for number, picture in tries.items():
+            sought = _sought(path, {number})
+            seek = seek and (sought is None or np.array_equal(sought[number], picture))
         verdict = OK
     except VideoError as error:
         verdict = error.reason if error.frame is None else f"frame {error.frame}: {error.reason}"
     except OSError as error:
-        verdict = _reason(error)
+        verdict = reason_of(error)
     duration_s = info.duration_s or (count / info.fps if info.fps else 0.0)
-    return VideoCheck(sha256.hexdigest(), count, info.width, info.height, info.fps, duration_s, verdict)
+    return VideoCheck(found, count, info.width, info.height, info.fps, duration_s, verdict, seek)
+
+
+def packets(path: Path) -> Packets:
+    """Sizes, times and types of the compressed frames, without decoding any. Raises VideoError."""
+    try:
+        with Video(path, decode=False) as video:
+            return video.packets()
+    except VideoError:  # FLV and MPEG tell what is in them only when some of it is decoded
+        with Video(path) as video:
+            return video.packets()
+
+
+def frame_times(path: Path) -> np.ndarray:
+    """When each frame is first shown, float64 `[T]` seconds from the first one. Raises VideoError."""
+    table = packets(path)
+    if table.exact:
+        return table.times_s
+    with Video(path) as video:
+        return np.array([picture.time_s for picture in video.pictures()])
+
+
+def stream(path: Path, sha256: str | None = None) -> Iterator[Picture]:
+    """Every frame in order of display, in constant memory: `picture.rgb()`, `.yuv()`, `.number`, `.time_s`.
+
+    Raises VideoError at the frame where damage shows, also at the end for frames that are missing.
+    """
+    _verify(path, sha256)
+    with Video(path) as video:
+        yield from video.pictures()
+
+
+def read_at(path: Path, times_s: Sequence[float] | np.ndarray, *, sha256: str | None = None) -> np.ndarray:
+    """The frames on show at given moments, in seconds from the first frame, as uint8 RGB `[T, H, W, 3]`.
+
+    Right for variable frame rates. Raises VideoError for a moment before the video or after its last frame.
+    """
+    times, shown = np.asarray(times_s, dtype=np.float64).ravel(), frame_times(path)
+    gaps = np.diff(shown)
+    end_s = max(shown[-1] + (np.median(gaps) if len(gaps) else 0.0), probe(path).duration_s)
+    for time_s in times[~((times >= 0) & (times <= end_s))]:
+        raise VideoError(path, None, f"no frame at {time_s:g} s; the video lasts {end_s:g} s")
+    return read_frames(path, np.searchsorted(shown, times + 1e-6, side="right") - 1, sha256=sha256)
 
 
 def read_frames(path: Path, indices: Sequence[int] | np.ndarray | None = None, *,
                 start_s: float | None = None, end_s: float | None = None, expected: int | None = None,
-                backend: str = "auto") -> np.ndarray:
-    """All frames of a video, or some, as uint8 RGB `[T, H, W, 3]`.
+                sha256: str | None = None, seek: bool = True, backend: str = "pyav") -> np.ndarray:
+    """All frames of a video, or some, as uint8 RGB `[T, H, W, 3]`, upright.
 
-    `indices` are frame numbers, in any order, repeats allowed. `start_s` and `end_s` choose the frames shown
-    from start (inclusive) to end (exclusive); `indices` then count within that stretch. `expected` is the
-    number of frames of the whole file, if known from a manifest. Raises VideoError naming file and frame, for
-    an index outside the video as well.
+    `indices` are frame numbers in order of display, in any order, repeats allowed. `start_s` and `end_s`
+    choose the frames shown from start (inclusive) to end (exclusive); `indices` then count within that
+    stretch. `expected` (the number of frames of the whole file) and `sha256` come from a manifest. Far frames
+    of a long video are reached by `seek`ing to a key frame where time stamps prove that it is right, else by
+    decoding from the start. Raises VideoError naming file and frame, for an index outside the video as well.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    stretch = start_s is not None or end_s is not None
-    if indices is None and not stretch and backend != "pyav":
-        try:
-            frames = _read_decord(Path(path))
-            if expected is None or len(frames) == expected:
-                return frames
+    _verify(path, sha256)
+    whole = start_s is None and end_s is None
+    if backend == "decord":
+        if indices is not None or not whole:
+            raise ValueError("decord reads whole files only here: its seeks give wrong frames in open groups")
+        frames = _read_decord(Path(path))
+        if expected not in (None, len(frames)):
             raise VideoError(path, len(frames), f"decord gives {len(frames)} frames of {expected}")
-        except (VideoError, ImportError):
-            if backend == "decord":
-                raise
+        return frames
     wanted = None if indices is None else np.asarray(indices, dtype=np.int64).ravel()
-    if wanted is not None and len(wanted) and wanted.min() < 0:
-        raise VideoError(path, int(wanted.min()), "frame numbers start at 0")
-    reformatter, picked = VideoReformatter(), {}
-    last = None if wanted is None else int(wanted.max(initial=-1))
-    keep = None if wanted is None else set(wanted.tolist())
-    number = -1
-    with _Video(path) as video:
-        for number, frame in enumerate(_frames(video, start_s, end_s)):
-            if keep is None or number in keep:
-                picked[number] = _rgb(reformatter, frame)
-            if number == last:
-                break
-    if last is not None and number < last:
-        raise VideoError(path, last, f"the video has {number + 1} frames")
-    if not picked:
+    if wanted is not None and not len(wanted):
         raise VideoError(path, None, "no frames asked for")
-    if wanted is None and not stretch and expected is not None and len(picked) != expected:
+    if wanted is not None and wanted.min() < 0:
+        raise VideoError(path, int(wanted.min()), "frame numbers start at 0")
+    last = None if wanted is None else int(wanted.max())
+    keep = None if wanted is None else set(wanted.tolist())
+    picked = _sought(Path(path), keep) if keep and whole and seek and last >= _SEEK_FROM else None
+    if picked is None:
+        picked = _decoded(path, keep, last, start_s, end_s)
+    if wanted is None and whole and expected is not None and len(picked) != expected:
         raise VideoError(path, len(picked), f"PyAV gives {len(picked)} frames of {expected}")
     if len({picture.shape for picture in picked.values()}) > 1:
         raise VideoError(path, None, "the picture size changes within the video")
     return np.stack([picked[n] for n in (sorted(picked) if wanted is None else wanted.tolist())])
 
 
-class _Video:
-    """An open container and its first video stream, with errors turned into VideoError."""
-
-    def __init__(self, path: Path, strict: bool = True):
-        self.path = Path(path)
-        options = {"err_detect": "explode"} if strict else {}
-        try:
-            self.container = av.open(str(path), options=options)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(path, None, _reason(error, self.path)) from None
-        if not self.container.streams.video:
-            self.container.close()
-            raise VideoError(path, None, "no video stream")
-        self.stream = self.container.streams.video[0]
-        if self.stream.codec_context is None:
-            self.container.close()
-            raise VideoError(path, None, "no decoder for its codec")
-        self.stream.thread_type = "NONE"
-        if strict:
-            self.stream.codec_context.options = options
-
-    def info(self) -> VideoInfo:
-        stream = self.stream
-        rate = stream.average_rate or stream.guessed_rate or 0
-        duration_s = (self.container.duration or 0) / av.time_base
-        if stream.duration:
-            duration_s = float(stream.duration * stream.time_base)
-        return VideoInfo(stream.frames, stream.width, stream.height, float(rate), duration_s)
-
-    def __enter__(self) -> _Video:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
+def _decoded(path: Path, keep: set[int] | None, last: int | None, start_s: float | None,
+             end_s: float | None) -> dict[int, np.ndarray]:
+    picked, number = {}, -1
+    with Video(path) as video:
+        for picture in video.pictures(start_s, end_s):
+            number = picture.number
+            if keep is None or number in keep:
+                picked[number] = picture.rgb()
+            if number == last:
+                break
+    if last is not None and number < last:
+        raise VideoError(path, last, f"the video has {number + 1} frames")
+    return picked
 
 
-def _frames(video: _Video, start_s: float | None = None, end_s: float | None = None) -> Iterator[Any]:
-    """Decode in order of display, strictly. A whole file must hold as many frames as its header says."""
-    path, stream, number = video.path, video.stream, 0
-    origin, whole = stream.start_time or 0, start_s is None and end_s is None
-    start, end = start_s or 0.0, float("inf") if end_s is None else end_s
+def _sought(path: Path, keep: set[int]) -> dict[int, np.ndarray] | None:
+    """Frames by seeking, or None where that is not certain to give the right ones.
+
+    A frame's number is the rank of its time stamp among all packets'. It is decoded from the last key frame
+    that is not shown after it and recognised by its time stamp, so leading pictures of an open group, decoder
+    delay and imprecise seeks cannot put another in its place.
+    """
+    stat = os.stat(path)
+    table = _packets(path, stat.st_size, stat.st_mtime_ns)
+    if table is None or max(keep) >= len(table):
+        return None
+    keys, groups = np.flatnonzero(table.key), {}
+    for number in sorted(keep):
+        before = keys[keys <= number]
+        if not len(before):
+            return None
+        groups.setdefault(int(before[-1]), []).append(number)
+    picked = {}
+    with Video(path) as video:
+        for key, numbers in groups.items():
+            stamps = {int(table.stamps[number]): number for number in numbers}
+            found = video.pictures_at(int(table.stamps[key]), set(stamps))
+            if found is None:
+                return None
+            picked |= {stamps[stamp]: picture for stamp, picture in found.items()}
+    return picked
+
+
+@lru_cache(maxsize=8)
+def _packets(path: Path, size: int, modified_ns: int) -> Packets | None:
+    """The packets of a file in its present state; None when frame numbers cannot be read off them."""
+    table = packets(path)
+    return table if table.exact and table.promised in (0, len(table)) else None
+
+
+def _verify(path: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        return
     try:
-        if start:
-            video.container.seek(origin + int(start / stream.time_base), stream=stream)
-        for frame in video.container.decode(stream):
-            if frame.is_corrupt:
-                raise VideoError(path, number, "damaged")
-            if not whole:
-                if frame.pts is None:
-                    raise VideoError(path, number, "no time stamp")
-                time_s = float((frame.pts - origin) * stream.time_base)
-                if time_s < start - 1e-6:
-                    continue
-                if time_s >= end - 1e-6:
-                    break
-            yield frame
-            number += 1
-    except (av.error.FFmpegError, ValueError) as error:
-        raise VideoError(path, number, _reason(error)) from None
-    if whole and stream.frames not in (0, number):
-        raise VideoError(path, number, f"ends after {number} of {stream.frames} frames")
-    if number == 0:
-        raise VideoError(path, None, "no frames" if whole else f"no frames from {start:g} to {end:g} s")
-
-
-def _rgb(reformatter: VideoReformatter, frame: Any) -> np.ndarray:
-    """uint8 `[H, W, 3]`; one reformatter for all frames of a file, as setting it up costs more than using
-    it."""
-    plane = (picture := reformatter.reformat(frame, format="rgb24")).planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(picture.height, plane.line_size)
-    return rows[:, : picture.width * 3].reshape(picture.height, picture.width, 3).copy()
+        found = file_sha256(path)
+    except OSError as error:
+        raise VideoError(path, None, reason_of(error)) from None
+    if found != sha256:
+        raise VideoError(path, None, "changed or damaged since its manifest was written")
 
 
 def _read_decord(path: Path) -> np.ndarray:
@@ -218,8 +247,7 @@ def _read_decord(path: Path) -> np.ndarray:
         reader = decord.VideoReader(str(path), num_threads=1)
         return reader.get_batch(range(len(reader))).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[-1:] or ["cannot be decoded"]
-        raise VideoError(path, None, f"decord: {reason[0]}") from None
+        raise VideoError(path, None, f"decord: {reason_of(error)}") from None
 
 
 @cache
@@ -229,12 +257,3 @@ def _decord() -> Any:
     decord = importlib.import_module("decord")
     decord.logging.set_level(decord.logging.QUIET)
     return decord
-
-
-def _reason(error: Exception, path: Path | None = None) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if path is not None and path.is_file() and path.stat().st_size == 0:
-        return "empty file"
-    text = getattr(error, "strerror", None) or str(error)
-    return text[:1].lower() + text[1:]
