@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from little_videos import damage, encode, pictures, shown
+from little_videos import damage, encode, hide_start, pictures, shown
 
 from vqlora.data.clips import Clip, TrueEvent
 from vqlora.frames import manifest, reader, workers
@@ -39,6 +39,13 @@ def test_all_frames_in_order_close_to_what_was_encoded(tmp_path, backend):
 def test_both_decoders_give_the_same_bytes(tmp_path, size):
     path = encode(tmp_path / "a.mp4", 9, height=size[0], width=size[1], seed=3)
     assert np.array_equal(read_frames(path, backend="decord"), read_frames(path, backend="pyav"))
+
+
+@pytest.mark.skipif(not HAS_DECORD, reason="no decord here")
+def test_the_check_trusts_decord_with_the_files_that_it_reads_alike(tmp_path):
+    assert check(encode(tmp_path / "a.mp4", 12)).reader == "decord"
+    hidden = hide_start(encode(tmp_path / "b.mp4", 24, bf=0, fps=8), 5 * 16384 // 8)
+    assert check(hidden).reader == "pyav"  # decord shows the last frame five times
 
 
 @pytest.mark.parametrize("options", [{}, {"g": 6, "bf": 3, "x264_params": "open-gop=1"}, {"g": 1}])
@@ -121,7 +128,7 @@ def test_frames_that_the_decoder_marks_as_damaged_are_never_used(tmp_path, monke
 
         def _decoded(self, counts):
             for number, frame in enumerate(super()._decoded(counts)):
-                yield SimpleNamespace(is_corrupt=number == 4, pts=frame.pts)
+                yield SimpleNamespace(is_corrupt=True, pts=frame.pts) if number == 4 else frame
 
     monkeypatch.setattr(reader, "Video", Marking)
     assert check(path).verdict == "frame 4: damaged"
@@ -149,7 +156,7 @@ def test_works_without_decord(tmp_path, monkeypatch):
         raise ImportError("No module named 'decord'")
 
     monkeypatch.setattr(reader, "_decord", absent)
-    assert shown(read_frames(path)) == list(range(6))
+    assert shown(read_frames(path)) == list(range(6)) and check(path).reader == "pyav"
     with pytest.raises(ImportError):
         read_frames(path, backend="decord")
 

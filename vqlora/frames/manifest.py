@@ -23,7 +23,7 @@ from vqlora.frames.reader import VideoCheck, check
 from vqlora.frames.sums import read_sums
 from vqlora.frames.workers import Job, run_jobs
 
-_VERSION = 2  # of the check: a stricter one must look at every file again
+_VERSION = 3  # of the check: a stricter one must look at every file again
 
 
 def check_videos(paths: Iterable[Path], cache_dir: Path, *, workers: int | None = None,
