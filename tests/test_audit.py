@@ -247,6 +247,13 @@ def test_features_that_the_trainer_drops(batch, tmp_path):
     audit(model, Trainer(model, kept, train_dataset=rows))
 
 
+def test_a_batch_of_text_alone_says_what_it_cannot_show(batch):
+    text = {key: batch[key][:, -5:] for key in ("input_ids", "attention_mask", "labels")}
+    found = faults(gated(), text)
+    assert set(found) == {"no_gradient"} and "never ran on this batch" in found["no_gradient"].text
+    audit(gated(modalities=("text",)), text)
+
+
 def test_without_a_batch_nothing_runs_and_standing_faults_are_told(batch):
     table = audit(stock(base()))
     assert not table["rows"].any() and table["bytes"].sum() == audit(stock(base()), batch)["bytes"].sum()

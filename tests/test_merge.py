@@ -136,6 +136,14 @@ def test_it_reloads_bit_equal_in_a_process_without_vqlora(batch, tmp_path):
     assert not getattr(merged, "is_quantized", False)
 
 
+def test_a_black_frame_and_features_of_a_selector_among_the_calibration():
+    model = adapted("rank", "nf4", "smolvlm", features="scores", feature_names=("a", "b"))
+    batch = tiny_batch("smolvlm", model.get_base_model())
+    batch["pixel_values"][0, 1] = 0
+    batch["frame_features"] = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    assert 0 < merge(model, batch)[1].error.lost_worst < 1
+
+
 def test_requantization_has_its_own_error(batch):
     model = adapted("none", "nf4")
     merged, report = merge(model, batch, requantize="nf4")

@@ -13,7 +13,16 @@ from torch import nn
 
 from vqlora.held import HELD
 from vqlora.modalities import MODALITIES, Modalities, is_under, linear_layers, plain_name
-from vqlora.probe import GATE, Measured, adapted_layers, adapter_config, adapter_parameters, plain_base, rank
+from vqlora.probe import (
+    GATE,
+    Measured,
+    Seen,
+    adapted_layers,
+    adapter_config,
+    adapter_parameters,
+    plain_base,
+    rank,
+)
 from vqlora.quantize import BLOCK, layer_bits
 
 FAULTS = {
@@ -28,6 +37,7 @@ FAULTS = {
     "adapter_dtype": "a dtype that doubles memory",
     "kept_graph": "a graph is kept through a frozen part",
 }
+_IDLE = Seen()
 _QUANTIZED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
 
 
@@ -220,6 +230,7 @@ def _stuck_gate(known: Modalities, names: dict[str, str], measured: Measured) ->
         for name in gates
         if name in measured.moved
         and not measured.moved[name]
+        and measured.layers.get(names[name], _IDLE).rows
         # where no row shows a frame, all features are zero and what multiplies them rests
         and (known.of(names[name]) in sighted or not name.endswith("weight") or "trunk" not in name)
     ]

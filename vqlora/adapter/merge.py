@@ -27,8 +27,10 @@ from transformers.initialization import no_init_weights
 
 from vqlora.adapter.layer import GatedLayer, GatedUpdate
 from vqlora.held import hold_in_16bit, plain_class
+from vqlora.modalities import describe
 from vqlora.probe import adapted_layers, to_device
 from vqlora.quantize import load_quantized
+from vqlora.rows import keep_black_frames
 
 _OUTPUTS = ("logits", "logits_per_video", "logits_per_image", "last_hidden_state")
 
@@ -101,6 +103,8 @@ def merge(
     device = next(base.parameters()).device
     batches = [calibration] if isinstance(calibration, Mapping) else calibration
     batches = [to_device(_without(batch, ("labels", "return_loss")), device) for batch in batches]
+    if describe(base).rows is not None:  # a stock model drops black frames, adapters or not
+        batches = [keep_black_frames(base, b) if "input_ids" in b else b for b in batches]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
