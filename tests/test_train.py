@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -5,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,18 +212,20 @@ def test_measuring_a_step_leaves_no_trace_and_counts_4_bit_layers():
 def test_execute_gives_metrics_costs_and_examples(tmp_path, monkeypatch):
     made, store = clips()
 
-    class Loaded:
-        clips, left_out = made, ("a row without a video",)
+    other = [dataclasses.replace(clip, id=f"v{i}", path=Path(f"{i}.mp4")) for i, clip in enumerate(made)]
+
+    def load(root, domain, part):
+        return SimpleNamespace(clips=made if part == "train" else other, left_out=("a row without a video",))
 
     class Evaluation:
         summary, examples = {"nll": 1.0, "clips_left_out": 0.0}, "rows"
 
     monkeypatch.setattr(training, "load_base", lambda name: tiny())
-    monkeypatch.setattr(training, "load_kinemoji", lambda root, domain, part: Loaded)
+    monkeypatch.setattr(training, "load_kinemoji", load)
     monkeypatch.setattr(training, "FrameStore", lambda *args, **kwargs: store)
     monkeypatch.setattr(training, "evaluate", lambda model, tokenizer, clips, store, **kwargs: Evaluation)
     found = {}
-    for arm, bits in (("frozen", "nf4"), ("lora", "bf16"), ("qlora", "nf4")):
+    for arm, bits in (("frozen", "nf4"), ("lora", "bf16"), ("qlora", "nf4"), ("vqlora", "nf4")):
         settings = settings_like(arm, bits, steps=2)
         result = training.execute(settings, tmp_path, tmp_path / arm, save_to=tmp_path / "saved")
         found[arm] = result.cost
@@ -236,3 +240,6 @@ def test_execute_gives_metrics_costs_and_examples(tmp_path, monkeypatch):
     assert found["qlora"]["train_bytes"] < found["lora"]["train_bytes"]
     with pytest.raises(ValueError, match="9 clips of part 'val' asked for, 5 there"):
         training.execute(settings_like("frozen", "nf4", eval_clips=9), tmp_path, tmp_path)
+    other[0] = dataclasses.replace(other[0], path=made[0].path, id=made[0].id)
+    with pytest.raises(ValueError, match="clip c0 of val is also in train"):
+        training.execute(settings_like("lora", "bf16"), tmp_path, tmp_path)

@@ -233,7 +233,6 @@ def load_model(
             quantize_head=metadata.head == metadata.bits != "bf16",
         )
     check_base(metadata, base)
-    import vqlora.adapter  # noqa: F401  peft has to know the method
 
     options = {"autocast_adapter_dtype": True, "is_trainable": trainable}
     model = PeftModel.from_pretrained(base, str(folder), **options)
@@ -257,7 +256,6 @@ def load_any(folder: str | Path, base: str | None = None, bits: str | None = Non
         raise ValueError(
             f"{folder}: neither {METADATA} nor adapter_config.json: not a saved model or adapter"
         )
-    import vqlora.adapter  # noqa: F401  peft has to know the method
 
     base = base or json.loads(adapters.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
