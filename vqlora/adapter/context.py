@@ -34,6 +34,8 @@ class FrameContext:
     def __init__(self, model: nn.Module) -> None:
         self.configs: dict[str, VQLoraConfig] = {}
         self.trunks: dict[tuple[str, str], nn.Linear] = {}  # (adapter, modality) -> what its gates share
+        self.groups: dict[tuple[str, str, str], list] = {}  # (adapter, modality, layout) -> its gated layers
+        self.gates: dict | None = None  # what they looked up together in this forward; None: each by itself
         self.frames: Frames | None = None
         self.scores: Tensor | None = None  # what `frame_features` gives to all forwards inside it
         self._inside = False
@@ -93,9 +95,10 @@ class FrameContext:
         scores = inputs.pop("frame_features", None)
         if describe(model).rows is not None and inputs.get("input_ids") is not None:
             inputs = keep_black_frames(model, inputs)
-        self._inside, self.frames = True, self._generation
-        if model.training:
+        self._inside, self.frames, self.gates = True, self._generation, {}
+        if model.training and any(block.gradient_checkpointing for block in self._blocks):
             self._wrap_checkpoints()
+            self.gates = None  # a block that is computed again must make its gates itself
         if not any(config.reads_frames for config in self.configs.values()):
             return inputs
         if self._generation is not None and frame_rows(model, inputs) is None:
@@ -109,7 +112,7 @@ class FrameContext:
 
     def end(self, cache: Any = None) -> None:
         """The forward is over: its cache takes the features of its rows along."""
-        frames, self._inside = self.frames, self._generation is not None
+        frames, self._inside, self.gates = self.frames, self._generation is not None, None
         if frames is None:
             return
         kept = frames.row_features()

@@ -56,8 +56,9 @@ class VQLoraModel(LoraModel):
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         self.context.configs.pop(adapter_name, None)
-        for key in [key for key in self.context.trunks if key[0] == adapter_name]:
-            del self.context.trunks[key]
+        for shared in (self.context.trunks, self.context.groups):
+            for key in [key for key in shared if key[0] == adapter_name]:
+                del shared[key]
 
     def _unload_and_optionally_merge(self, *args, **kwargs) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
