@@ -42,10 +42,15 @@ def test_both_decoders_give_the_same_bytes(tmp_path, size):
 
 
 @pytest.mark.skipif(not HAS_DECORD, reason="no decord here")
-def test_the_check_trusts_decord_with_the_files_that_it_reads_alike(tmp_path):
-    assert check(encode(tmp_path / "a.mp4", 12)).reader == "decord"
+def test_decord_reads_known_files_and_is_not_believed_where_it_shows_something_else(tmp_path, monkeypatch):
+    plain = encode(tmp_path / "a.mp4", 12)
     hidden = hide_start(encode(tmp_path / "b.mp4", 24, bf=0, fps=8), 5 * 16384 // 8)
-    assert check(hidden).reader == "pyav"  # decord shows the last frame five times
+    known = {path: check(path).shown for path in (plain, hidden)}
+    assert shown(read_frames(hidden, shown=known[hidden])) == list(range(5, 24))  # decord repeats the last
+    monkeypatch.setattr(reader, "_decoded", None)  # no PyAV from here on
+    assert shown(read_frames(plain, shown=known[plain])) == list(range(12))
+    with pytest.raises(TypeError):
+        read_frames(hidden, shown=known[hidden])
 
 
 @pytest.mark.parametrize("options", [{}, {"g": 6, "bf": 3, "x264_params": "open-gop=1"}, {"g": 1}])
@@ -142,7 +147,7 @@ def test_wrong_requests_are_refused(tmp_path):
         read_frames(path, [-1])
     with pytest.raises(VideoError, match="no frames asked for"):
         read_frames(path, [])
-    with pytest.raises(ValueError, match="'cv2' is not one of pyav, decord"):
+    with pytest.raises(ValueError, match="'cv2' is not one of auto, pyav, decord"):
         read_frames(path, backend="cv2")
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(VideoError, match="text.mp4"):
@@ -156,7 +161,7 @@ def test_works_without_decord(tmp_path, monkeypatch):
         raise ImportError("No module named 'decord'")
 
     monkeypatch.setattr(reader, "_decord", absent)
-    assert shown(read_frames(path)) == list(range(6)) and check(path).reader == "pyav"
+    assert shown(read_frames(path, shown=check(path).shown)) == list(range(6))
     with pytest.raises(ImportError):
         read_frames(path, backend="decord")
 

@@ -1,12 +1,15 @@
 """What README tells a reader to type or look for is there."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vqlora.config import RunSettings
+from vqlora.report.readme import fill
 from vqlora.settings_file import parse, read_mapping
 from vqlora.steps import NEEDS
 
@@ -47,6 +50,21 @@ def test_files_and_folders_it_names_exist():
     named -= {"configs/mine.yaml"}
     assert {"LICENSE", "CITATION.cff", "requirements.lock", "vqlora/config.py"} <= named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_its_tables_are_those_of_the_results():
+    assert fill(README, ROOT / "results") == README
+    assert fill("<!-- table: main -->\nold\n<!-- end -->", ROOT / "results").count("\n") > 5
+
+
+def test_the_example_of_the_adapter_runs_as_it_is_written(tmp_path):
+    code = re.search(r"```python\n(import peft.*?)```", README, re.S)[1]
+    assert len(code.splitlines()) <= 20
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_sizes_are_those_that_setup_states():

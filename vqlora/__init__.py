@@ -22,6 +22,7 @@ _WHERE = {
     "load_quantized": "quantize",
     "merge": "adapter.merge",
     "register_modalities": "modalities",
+    "select_frames": "frames.api",
     "watch": "adapter",
 }
 __all__ = sorted(_WHERE)

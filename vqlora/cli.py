@@ -131,6 +131,7 @@ def _run(chosen: argparse.Namespace) -> int:
 def _pdf(chosen: argparse.Namespace) -> int:
     from vqlora.notebooks import repository
     from vqlora.report.paper import build_pdf
+    from vqlora.report.readme import renew
     root = repository()
     in_place = chosen.profile == "reference" or load_profile(chosen.profile, root).in_place
     with lock(root / "build" / chosen.profile / "lock", "vqlora pdf"):
@@ -138,6 +139,8 @@ def _pdf(chosen: argparse.Namespace) -> int:
         if in_place:
             with lock(root / "build" / "in_place.lock", "vqlora pdf"):
                 publish(pdf.parent, root)
+    if chosen.profile == "reference":
+        renew(root)
     print(os.path.relpath(pdf))
     return 0
 

@@ -108,9 +108,8 @@ def decode_job(job: Job) -> dict:
     """A worker's job: append a clip's frames to this process's own file in `job["folder"]`."""
     try:
         stretch = {"start_s": job["start_s"], "end_s": job["end_s"]}
-        backend = job["reader"] if stretch == {"start_s": None, "end_s": None} else "pyav"
-        frames = read_frames(Path(job["path"]), **stretch, expected=job["frames"], sha256=job["sha256"],
-                             backend=backend)
+        known = {"expected": job["frames"], "sha256": job["sha256"], "shown": job["shown"]}
+        frames = read_frames(Path(job["path"]), **stretch, **known)
         file = f"frames-{os.getpid()}.bin"
         with open(Path(job["folder"]) / file, "ab") as out:
             offset = out.tell()
@@ -153,7 +152,7 @@ def _build(path: Path, clips: Sequence[Clip], checks: Mapping[Path, VideoCheck],
     places, bad = [], []
     jobs = [{"path": str(clip.path), "start_s": clip.start_s, "end_s": clip.end_s, "folder": str(temporary),
              "frames": checks[clip.path].frames, "sha256": checks[clip.path].sha256,
-             "reader": checks[clip.path].reader} for clip in clips]
+             "shown": checks[clip.path].shown} for clip in clips]
     try:
         with tqdm(total=len(jobs), desc="decoding videos", unit="clip", mininterval=1,
                   disable=not progress) as bar:

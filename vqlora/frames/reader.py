@@ -8,8 +8,8 @@
 
 PyAV decodes strictly, which finds damage that breaks the format's rules. Damage that does not is found by
 the file's sha256 alone: pass `sha256` from a manifest (`vqlora.frames.manifest`) and not a byte can differ.
-decord reads the files for which that check has seen it give the very same frames (`VideoCheck.reader`); by
-itself it takes many damaged files for good ones, repeats the last frame of files with an edit list, and
+decord reads whole files whose manifest says what must be `shown`, and PyAV those it reads otherwise: by
+itself decord takes many damaged files for good ones, repeats the last frame of files with an edit list, and
 errs in transport streams. A file is opened for each call and shared with nobody.
 """
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vqlora.frames.container import (  # noqa: F401  what users of the reader ne
 from vqlora.frames.sums import file_sha256
 
 OK = "ok"
-BACKENDS = ("pyav", "decord")
+BACKENDS = ("auto", "pyav", "decord")
 _SEEK_FROM = 400  # frames; below, decoding from the start costs less than listing all packets to seek by
 
 
@@ -45,8 +45,8 @@ class VideoCheck:
     """What decoding every frame found; `verdict` is "ok" or the reason why the file cannot be used.
 
     `seek` is False where a frame reached by seeking was not the same as in the decode from the start (none
-    such was met in tests; up to four frames of a long file are tried): then tell `read_frames`. `reader` is
-    the `backend` to read the whole file with: decord where it gave the very same frames, else pyav.
+    such was met in tests; up to four frames of a long file are tried): then tell `read_frames`. `shown` is a
+    hash over the pixels of all frames.
     """
 
     sha256: str
@@ -57,7 +57,7 @@ class VideoCheck:
     duration_s: float
     verdict: str
     seek: bool = True
-    reader: str = "pyav"
+    shown: str = ""
 
 
 def probe(path: Path) -> VideoInfo:
@@ -74,7 +74,7 @@ def check(path: Path, sha256: str | None = None) -> VideoCheck:
     wrong. "ok" without `sha256` means that nothing contradicts the format: bytes overwritten inside the
     pictures of an MP4 or AVI before anybody took its hash may still have gone unseen.
     """
-    path, count, found, seek, shown = Path(path), 0, "", True, hashlib.sha256()
+    path, count, found, seek, shown = Path(path), 0, "", True, _Shown()
     info = VideoInfo(0, 0, 0, 0.0, 0.0)
     try:
         found = file_sha256(path)
@@ -87,7 +87,7 @@ def check(path: Path, sha256: str | None = None) -> VideoCheck:
                 pixels = picture.rgb()
                 if count % _SEEK_FROM == _SEEK_FROM - 1 and len(tries) < 4:
                     tries[count] = pixels
-                shown.update(pixels)
+                shown.add(pixels)
                 count += 1
         for number, picture in tries.items():
             sought = _sought(path, {number})
@@ -98,8 +98,8 @@ def check(path: Path, sha256: str | None = None) -> VideoCheck:
     except OSError as error:
         verdict = reason_of(error)
     duration_s = info.duration_s or (count / info.fps if info.fps else 0.0)
-    reader = "decord" if verdict == OK and _decord_shows(path, shown.digest()) else "pyav"
-    return VideoCheck(found, count, info.width, info.height, info.fps, duration_s, verdict, seek, reader)
+    of_frames = shown.hex() if verdict == OK else ""
+    return VideoCheck(found, count, info.width, info.height, info.fps, duration_s, verdict, seek, of_frames)
 
 
 def packets(path: Path) -> Packets:
@@ -146,19 +146,25 @@ def read_at(path: Path, times_s: Sequence[float] | np.ndarray, *, sha256: str | 
 
 def read_frames(path: Path, indices: Sequence[int] | np.ndarray | None = None, *,
                 start_s: float | None = None, end_s: float | None = None, expected: int | None = None,
-                sha256: str | None = None, seek: bool = True, backend: str = "pyav") -> np.ndarray:
+                sha256: str | None = None, shown: str = "", seek: bool = True,
+                backend: str = "auto") -> np.ndarray:
     """All frames of a video, or some, as uint8 RGB `[T, H, W, 3]`, upright.
 
     `indices` are frame numbers in order of display, in any order, repeats allowed. `start_s` and `end_s`
     choose the frames shown from start (inclusive) to end (exclusive); `indices` then count within that
-    stretch. `expected` (the number of frames of the whole file) and `sha256` come from a manifest. Far frames
-    of a long video are reached by `seek`ing to a key frame where time stamps prove that it is right, else by
-    decoding from the start. Raises VideoError naming file and frame, for an index outside the video as well.
+    stretch. `expected` (the number of frames of the whole file), `sha256` and `shown` come from a manifest.
+    `backend` "auto" takes decord for whole files whose frames are known, if the result is as `shown`. Far
+    frames of a long video are reached by `seek`ing to a key frame where time stamps prove that it is right,
+    else by decoding from the start. Raises VideoError naming file and frame, for an index outside the video as well.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     _verify(path, sha256)
     whole = start_s is None and end_s is None
+    if backend == "auto" and shown and whole and indices is None:
+        frames = _decord_frames(Path(path), shown)
+        if frames is not None:
+            return frames
     if backend == "decord":
         if indices is not None or not whole:
             raise ValueError("decord reads whole files only here: its seeks give wrong frames in open groups")
@@ -255,16 +261,30 @@ def _read_decord(path: Path) -> np.ndarray:
         raise VideoError(path, None, f"decord: {reason_of(error)}") from None
 
 
-def _decord_shows(path: Path, wanted: bytes) -> bool:
-    """Whether decord is there and gives frames of this sha256, one after the other."""
+def _decord_frames(path: Path, shown: str) -> np.ndarray | None:
+    """What decord gives for a file, if it is there and gives what must be `shown`."""
     try:
-        decord = _decord()
-        reader, shown = decord.VideoReader(str(path), num_threads=1), hashlib.sha256()
-        for _ in range(len(reader)):
-            shown.update(reader.next().asnumpy())
-    except Exception:  # of a file that PyAV read well: whatever ails decord, it is not used
-        return False
-    return shown.digest() == wanted
+        frames = _read_decord(path)
+    except (VideoError, ImportError):
+        return None
+    found = _Shown()
+    for pixels in frames:
+        found.add(pixels)
+    return frames if found.hex() == shown else None
+
+
+class _Shown:
+    """A hash over the pixels of frames, one after the other."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, pixels: np.ndarray) -> None:
+        self._hash.update(f"{pixels.shape}".encode())
+        self._hash.update(np.ascontiguousarray(pixels))
+
+    def hex(self) -> str:
+        return self._hash.hexdigest()
 
 
 @cache

@@ -318,9 +318,35 @@ def wide_table(
     return Table(tuple(heads.values()), tuple(rows), left=left)
 
 
+def architectures_table(results: Path) -> Table:
+    """Hugging Face classes by what was tried on each: a check mark, or the reason why not."""
+    heads = ("class", "forward", "backward", "NF4", "reload", "merge", "gates", "audit")
+    frame = read_csv(results, "13_architectures/table.csv", heads)
+    rows = [
+        (re.sub("For[A-Z].*Generation$", "", row["class"]), *(latex_text(row[head]) for head in heads[1:]))
+        for row in frame.to_dict("records")
+    ]
+    return Table(("Class", *(h if h == "NF4" else h.capitalize() for h in heads[1:])), tuple(rows))
+
+
+def gate_size_table(results: Path) -> Table:
+    """Share of the trainable parameters that are gates, by model and kind of gate."""
+    columns = ("model", "gate", "rank", "adapter_parameters", "gate_frac")
+    frame = read_csv(results, "13_architectures/gates.csv", columns)
+    kinds, rows = list(dict.fromkeys(frame["gate"])), []
+    for model in dict.fromkeys(frame["model"]):
+        own = frame[frame["model"] == model].set_index("gate")
+        shares = [format_number(own.loc[kind, "gate_frac"], "gate_frac") for kind in kinds]
+        total = format_number(own.loc[kinds[-1], "adapter_parameters"], "adapter_parameters")
+        rows.append((latex_text(model), total, *shares))
+    return Table(("Model", "Trained", *(kind.capitalize() for kind in kinds)), tuple(rows))
+
+
 TABLES: dict[str, Callable[[Path], Table]] = {
+    "architectures": architectures_table,
     "base": base_table,
     "data": data_table,
+    "gate_size": gate_size_table,
     "main": main_table,
     "rates": rates_table,
     "settings": settings_table,
