@@ -14,10 +14,11 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
-    for folder in ("01_data", "02_base", "03_main"):
+    for folder in ("01_data", "02_base", "03_main", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _data(results / "01_data")
+    _architectures(results / "13_architectures")
     pd.DataFrame(
         [
             ["uniform", 512, 0.81, 0.62, 0.96, 0.72, 0.7, 0.31],
@@ -27,6 +28,15 @@ def write_invented(results: Path) -> Path:
         columns=["frames", "clips", "slot_frac", "exact_frac", "order_frac", "t2v_r1", "qa_frac", "nll"],
     ).to_csv(results / "02_base" / "validation.csv", index=False)
     return results
+
+
+def _architectures(folder: Path) -> None:
+    heads = ["class", "forward", "backward", "NF4", "reload", "merge", "gates", "audit"]
+    rows = [["AForConditionalGeneration", *["yes"] * 7], ["B_Model", "no gradient: 5% & more", *["yes"] * 6]]
+    pd.DataFrame(rows, columns=heads).to_csv(folder / "table.csv", index=False)
+    shares = [[m, g, 8, 1000 * n, n, n / 1000] for m in ("A", "B") for n, g in enumerate(("scalar", "rank"), 3)]
+    columns = ["model", "gate", "rank", "adapter_parameters", "gate_parameters", "gate_frac"]
+    pd.DataFrame(shares, columns=columns).to_csv(folder / "gates.csv", index=False)
 
 
 def _main(folder: Path) -> None:

@@ -155,7 +155,8 @@ def read_frames(path: Path, indices: Sequence[int] | np.ndarray | None = None, *
     stretch. `expected` (the number of frames of the whole file), `sha256` and `shown` come from a manifest.
     `backend` "auto" takes decord for whole files whose frames are known, if the result is as `shown`. Far
     frames of a long video are reached by `seek`ing to a key frame where time stamps prove that it is right,
-    else by decoding from the start. Raises VideoError naming file and frame, for an index outside the video as well.
+    else by decoding from the start. Raises VideoError naming file and frame, for an index outside the video
+    as well.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")

@@ -8,7 +8,7 @@ figure the same.
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -180,6 +180,39 @@ def sample_sheet(results: Path, columns: int = 2) -> Figure:
                 linespacing=1.05,
                 **look,
             )
+    return figure
+
+
+def gates_over_frames(
+    frames: np.ndarray, features: pd.DataFrame, gates: Mapping[str, np.ndarray]
+) -> Figure:
+    """One clip's frames, their features, and the gates of each modality, one column a frame.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        features: a row per frame, a column per standardised feature.
+        gates: modality -> [T, n], all gates of its layers; their mean and range are drawn.
+    """
+    count = len(frames)
+    figure, panels = plt.subplots(
+        3, 1, figsize=(6.4, 4.4), height_ratios=(1, 1.3, 1.3), layout="constrained", sharex=True
+    )
+    for place, frame in enumerate(frames):
+        panels[0].imshow(frame, extent=(place - 0.48, place + 0.48, 0, 1), aspect="auto")
+    panels[0].set(xlim=(-0.5, count - 0.5), yticks=[])
+    panels[0].grid(False)
+    for name, values in features.items():
+        panels[1].plot(range(count), values, marker=".", label=str(name).replace("_", " "))
+    panels[1].set_ylabel("feature (standard deviations)")
+    for modality, values in gates.items():
+        line = panels[2].plot(range(count), values.mean(axis=1), marker="o", label=modality)[0]
+        panels[2].fill_between(
+            range(count), values.min(axis=1), values.max(axis=1), color=line.get_color(), alpha=0.15, lw=0
+        )
+    panels[2].axhline(1.0, color="0.5", lw=0.8)
+    panels[2].set(ylabel="gate: mean and range", xlabel="frame", xticks=range(count))
+    for panel in panels[1:]:
+        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
