@@ -3,12 +3,14 @@
     python scripts/gate_cost.py --pairs 20 --bits nf4
 
 Steps of both models alternate, and the median of the pairs' ratios is given, so that a busy machine disturbs
-both alike. Times are CPU seconds of one thread (wall seconds on CUDA).
+both alike. Times are CPU seconds of one thread. Memory that was freed is kept: giving it back to the system
+and faulting it in again costs a tenth of a step, and falls on one model or the other by accident.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import time
 from collections.abc import Mapping
@@ -36,6 +38,13 @@ def decoder_share(hidden: int, ffn: int, kv: int, *, gate_hidden: int = 4, layer
         ends += [hidden + ffn] * 3
     gates = len(ends) * (gate_hidden + 1)
     return gates / (gates + sum(ends))
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to neither trim its heap nor map big blocks apart; elsewhere, nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for parameter in (-1, -3) if mallopt else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(parameter, 2**30)
 
 
 def step_ratio(
@@ -85,6 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("--gates", nargs="+", default=["rank"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     plain = embedded(asked.bits, None)
     batch = clips(plain, asked.clips)
     for gate in asked.gates:

@@ -98,10 +98,9 @@ def standardise(features: Tensor, mean: Sequence[float], std: Sequence[float]) -
 
 def with_clip_means(features: Tensor, clip: Tensor, clips: int) -> Tensor:
     """[F, n] -> [F + B, n]: the mean of each clip's frames is appended, 0 for a clip without frames."""
-    means = features.new_zeros(clips, features.shape[1])
-    for b in clip.unique().tolist():
-        means[b] = features[clip == b].mean(dim=0)
-    return torch.cat([features, means])
+    sums = features.new_zeros(clips, features.shape[1]).index_add_(0, clip, features)
+    counts = torch.bincount(clip, minlength=clips).clamp(min=1)
+    return torch.cat([features, sums / counts[:, None]])
 
 
 def frame_numbers(clip: Tensor) -> Tensor:
@@ -190,20 +189,23 @@ def _ends(clip: Tensor) -> tuple[Tensor, Tensor]:
 
 def _relative_time(clip: Tensor, times: Tensor | None) -> Tensor:
     times = frame_numbers(clip).double() if times is None else times.double()
-    place = torch.zeros_like(times)
-    for b in clip.unique().tolist():
-        own = times[clip == b]
-        span = own.max() - own.min()
-        place[clip == b] = (own - own.min()) / span if span > 0 else torch.zeros_like(own)
-    return place
+    clips = int(clip[-1]) + 1
+    first = times.new_full((clips,), math.inf).scatter_reduce_(0, clip, times, "amin")[clip]
+    last = times.new_full((clips,), -math.inf).scatter_reduce_(0, clip, times, "amax")[clip]
+    return (times - first) / torch.where(last > first, last - first, 1)
 
 
 def _to_median(luma: Tensor, clip: Tensor) -> Tensor:
     """[F] mean |luma - median over the clip's frames|; of an even number, the lower middle one."""
-    distance = luma.new_zeros(len(luma))
     coarse = F.avg_pool2d(luma[:, None], 2).flatten(1)  # a quarter of the sorting
-    for b in clip.unique().tolist():
-        own = coarse[clip == b]
-        middle = own.T.contiguous().sort(dim=1).values[:, (len(own) - 1) // 2]
-        distance[clip == b] = (own - middle).abs().mean(dim=1)
-    return distance
+    lengths = torch.unique_consecutive(clip, return_counts=True)[1].tolist()
+    if len(set(lengths)) == 1:  # all clips at once
+        lengths = [(len(lengths), lengths[0])]
+    else:
+        lengths = [(1, length) for length in lengths]
+    found = []
+    for own, shape in zip(coarse.split([n * t for n, t in lengths]), lengths, strict=True):
+        own = own.view(*shape, -1)
+        middle = own.transpose(1, 2).contiguous().sort(dim=-1).values[..., (shape[1] - 1) // 2]
+        found.append((own - middle[:, None]).abs().mean(dim=-1).flatten())
+    return torch.cat(found)
