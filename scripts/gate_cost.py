@@ -1,10 +1,11 @@
-"""What the gates cost beside plain LoRA: their share of the adapter's parameters, and of a training step.
+"""What gates cost of a training step, beside plain LoRA of the same rank on the same layers.
 
     python scripts/gate_cost.py --pairs 20 --bits nf4
 
-Steps of both models alternate, and the median of the pairs' ratios is given, so that a busy machine disturbs
-both alike. Times are CPU seconds of one thread. Memory that was freed is kept: giving it back to the system
-and faulting it in again costs a tenth of a step, and falls on one model or the other by accident.
+Steps of both models alternate, and the median of the pairs' ratios is given with its quartiles, so that a
+busy machine disturbs both alike; a second plain model in the gated one's place shows what the measurement
+itself adds. Times are CPU seconds of one thread. Memory that was freed is kept by the allocator, so that
+giving it back to the system and faulting it in again does not fall on one model or the other by accident.
 """
 
 from __future__ import annotations
@@ -22,22 +23,7 @@ from torch import Tensor, nn
 import vqlora
 from vqlora.base import KineVLMForConditionalGeneration, build_tokenizer, small_config
 from vqlora.modalities import target_modules
-from vqlora.optimizer import create_optimizer, is_gate
-
-
-def gate_share(model: nn.Module) -> float:
-    """Gate parameters / all trainable parameters."""
-    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    return sum(size for name, size in sizes.items() if is_gate(name)) / sum(sizes.values())
-
-
-def decoder_share(hidden: int, ffn: int, kv: int, *, gate_hidden: int = 4, layers: str = "all") -> float:
-    """The same for gate "rank" in a Llama-like decoder, from its widths alone; no rank or depth in it."""
-    ends = [2 * hidden, hidden + kv, hidden + kv, 2 * hidden]  # d_in + d_out of q, k, v, o
-    if layers == "all":
-        ends += [hidden + ffn] * 3
-    gates = len(ends) * (gate_hidden + 1)
-    return gates / (gates + sum(ends))
+from vqlora.optimizer import create_optimizer
 
 
 def keep_freed_memory() -> None:
@@ -47,10 +33,10 @@ def keep_freed_memory() -> None:
         mallopt(parameter, 2**30)
 
 
-def step_ratio(
+def step_ratios(
     gated: nn.Module, plain: nn.Module, batch: Mapping[str, Tensor], pairs: int, clock=time.process_time
-) -> float:
-    """Median over `pairs` of (seconds of a gated training step) / (seconds of a plain one)."""
+) -> list[float]:
+    """Of each pair (seconds of a gated training step) / (seconds of a plain one)."""
     steps = [(model.train(), create_optimizer(model, lr=1e-4, fused=True)) for model in (gated, plain)]
     ratios = []
     for pair in range(pairs + 2):
@@ -63,7 +49,7 @@ def step_ratio(
             optimizer.zero_grad()
             seconds[which] = clock() - begin
         ratios.append(seconds[0] / seconds[1])
-    return statistics.median(ratios[2:])  # the first steps allocate
+    return ratios[2:]  # the first steps allocate
 
 
 def embedded(bits: str, gate: str | None, rank: int = 8) -> nn.Module:
@@ -97,10 +83,8 @@ if __name__ == "__main__":
     keep_freed_memory()
     plain = embedded(asked.bits, None)
     batch = clips(plain, asked.clips)
-    for gate in asked.gates:
-        gated = embedded(asked.bits, gate)
-        ratio = step_ratio(gated, plain, batch, asked.pairs)
-        print(f"{gate}: {100 * gate_share(gated):.2f}% of the adapter, step {100 * (ratio - 1):+.1f}%")
-    for name, sizes in {"SmolLM2-135M": (576, 1536, 192), "Qwen2.5-3B": (2048, 11008, 256)}.items():
-        shares = [100 * decoder_share(*sizes, layers=layers) for layers in ("attention", "all")]
-        print(f"{name}: {shares[0]:.2f}% of the adapter on attention, {shares[1]:.2f}% on all layers")
+    for gate in ("plain again", *asked.gates):
+        other = embedded(asked.bits, None if gate == "plain again" else gate)
+        quartiles = statistics.quantiles(step_ratios(other, plain, batch, asked.pairs), n=4)
+        low, middle, high = (f"{100 * (ratio - 1):+.1f}" for ratio in quartiles)
+        print(f"{gate}: step {middle}% (quartiles {low}, {high})")

@@ -34,7 +34,8 @@ def _architectures(folder: Path) -> None:
     heads = ["class", "forward", "backward", "NF4", "reload", "merge", "gates", "audit"]
     rows = [["AForConditionalGeneration", *["yes"] * 7], ["B_Model", "no gradient: 5% & more", *["yes"] * 6]]
     pd.DataFrame(rows, columns=heads).to_csv(folder / "table.csv", index=False)
-    shares = [[m, g, 8, 1000 * n, n, n / 1000] for m in ("A", "B") for n, g in enumerate(("scalar", "rank"), 3)]
+    kinds = {"scalar": 3, "rank": 40}
+    shares = [[model, gate, 8, 4000, n, n / 4000] for model in ("A", "B") for gate, n in kinds.items()]
     columns = ["model", "gate", "rank", "adapter_parameters", "gate_parameters", "gate_frac"]
     pd.DataFrame(shares, columns=columns).to_csv(folder / "gates.csv", index=False)
 

@@ -92,7 +92,7 @@ class GatedLayer(LoraLayer):
         """Gates that broadcast to [*shape[:-1], r], for an input of `shape`.
 
         All layers of a modality whose rows are laid out alike are gated in one go: each by itself is a dozen
-        operations on a few numbers, which add up to a sixth of a small model's training step.
+        operations on a few numbers, which add up in a small model's training step.
         """
         context, key = self.context, (adapter, self.modality, self.layout)
         if context.gates is None or self not in context.groups.get(key, ()):
