@@ -137,11 +137,12 @@ def with_scores(name, bits="bf16", **settings):
     return stir(adapted(name, bits, features="scores", feature_names=FEATURES, **settings))
 
 
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     "name, gate", [*((name, "rank") for name in CLASSES), ("smolvlm", "scalar"), ("smolvlm", "selective")]
 )
-def test_frames_permuted_with_their_features_give_permuted_gates(name, gate):
-    model, f, order = with_scores(name, gate=gate), scores(), [2, 0, 1]
+def test_frames_permuted_with_their_features_give_permuted_gates(name, gate, bits):
+    model, f, order = with_scores(name, bits, gate=gate), scores(), [2, 0, 1]
     batch = tiny_batch(name, tiny_model(name))
     model(**batch, frame_features=f)
     before = vqlora.gates(model)
@@ -192,10 +193,10 @@ def outputs_by_layer(model, batch, features):
 
 
 @pytest.mark.parametrize("modality", ["vision", "fusion", "text"])
-@pytest.mark.parametrize("name", CLASSES)
-def test_adapters_never_leak_onto_a_modality_that_was_not_named(name, modality):
+@ALL
+def test_adapters_never_leak_onto_a_modality_that_was_not_named(name, bits, modality):
     known = describe(tiny_model(name))
-    model = adapted(name, modalities=(modality,))
+    model = adapted(name, bits, modalities=(modality,))
     trainable = [plain_name(key) for key, p in model.named_parameters() if p.requires_grad]
     assert trainable and {known.of(key) for key in trainable} == {modality}
     assert all(m.modality == modality for m in model.modules() if isinstance(m, GatedLayer))
