@@ -22,6 +22,9 @@ export PYTHON
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
+# Bars for each loading of a small model, and deprecations that libraries owe each other, drown a notebook.
+export HF_HUB_DISABLE_PROGRESS_BARS := 1
+export PYTHONWARNINGS := ignore::FutureWarning,ignore::DeprecationWarning
 
 .PHONY: help paper smoke test setup list figures tables pdf lint clean $(NOTEBOOKS)
 .NOTPARALLEL:

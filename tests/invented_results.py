@@ -33,7 +33,7 @@ def write_invented(results: Path) -> Path:
 def _architectures(folder: Path) -> None:
     heads = ["class", "forward", "backward", "NF4", "reload", "merge", "gates", "audit"]
     rows = [["AForConditionalGeneration", *["yes"] * 7], ["B_Model", "no gradient: 5% & more", *["yes"] * 6]]
-    pd.DataFrame(rows, columns=heads).to_csv(folder / "table.csv", index=False)
+    pd.DataFrame(rows, columns=heads).to_csv(folder / "runs.csv", index=False)
     kinds = {"scalar": 3, "rank": 40}
     shares = [[model, gate, 8, 4000, n, n / 4000] for model in ("A", "B") for gate, n in kinds.items()]
     columns = ["model", "gate", "rank", "adapter_parameters", "gate_parameters", "gate_frac"]

@@ -321,7 +321,7 @@ def wide_table(
 def architectures_table(results: Path) -> Table:
     """Hugging Face classes by what was tried on each: "yes", or the reason why not."""
     heads = ("class", "forward", "backward", "NF4", "reload", "merge", "gates", "audit")
-    frame = read_csv(results, "13_architectures/table.csv", heads)
+    frame = read_csv(results, "13_architectures/runs.csv", heads)
     frame["class"] = frame["class"].str.replace("For(Conditional|Vision).*$", "", regex=True)
     rows = [tuple(latex_text(row[head]) for head in heads) for row in frame.to_dict("records")]
     return Table(("Class", *(h if h == "NF4" else h.capitalize() for h in heads[1:])), tuple(rows))
