@@ -195,7 +195,7 @@ def gates_over_frames(
     """
     count = len(frames)
     figure, panels = plt.subplots(
-        3, 1, figsize=(6.4, 4.4), height_ratios=(1, 1.3, 1.3), layout="constrained", sharex=True
+        3, 1, figsize=(6.8, 4.6), height_ratios=(0.55, 1.5, 1.5), layout="constrained", sharex=True
     )
     for place, frame in enumerate(frames):
         panels[0].imshow(frame, extent=(place - 0.48, place + 0.48, 0, 1), aspect="auto")
@@ -203,14 +203,14 @@ def gates_over_frames(
     panels[0].grid(False)
     for name, values in features.items():
         panels[1].plot(range(count), values, marker=".", label=str(name).replace("_", " "))
-    panels[1].set_ylabel("feature (standard deviations)")
+    panels[1].set_ylabel("feature\n(standardised)")
     for modality, values in gates.items():
         line = panels[2].plot(range(count), values.mean(axis=1), marker="o", label=modality)[0]
         panels[2].fill_between(
             range(count), values.min(axis=1), values.max(axis=1), color=line.get_color(), alpha=0.15, lw=0
         )
     panels[2].axhline(1.0, color="0.5", lw=0.8)
-    panels[2].set(ylabel="gate: mean and range", xlabel="frame", xticks=range(count))
+    panels[2].set(ylabel="gate\n(mean, range)", xlabel="frame", xticks=range(count))
     for panel in panels[1:]:
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
