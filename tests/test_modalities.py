@@ -3,12 +3,12 @@ import torch
 from settings_like import tiny_smolvlm
 from torch import nn
 
-import vqlora.architectures  # noqa: F401  fills the table before a test puts a copy in its place
+import vqlora.modalities.architectures  # noqa: F401  fills the table before a test puts a copy in its place
 from vqlora import modalities
 from vqlora.base import tiny
 from vqlora.modalities import describe, linear_layers, match_names, register_modalities, target_modules
-from vqlora.rows import frame_pixels, frame_rows
-from vqlora.sources import Clips
+from vqlora.modalities.rows import frame_pixels, frame_rows
+from vqlora.modalities.sources import Clips
 from vqlora.zoo import tiny_model
 
 

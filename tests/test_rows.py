@@ -5,7 +5,7 @@ import torch
 from transformers import InstructBlipVideoConfig, InstructBlipVideoForConditionalGeneration
 
 from vqlora.modalities import describe, linear_layers, target_modules
-from vqlora.rows import FrameRows, frame_pixels, frame_rows, keep_black_frames
+from vqlora.modalities.rows import FrameRows, frame_pixels, frame_rows, keep_black_frames
 from vqlora.zoo import IMAGE, VIDEO, ZOO, tiny_batch, tiny_model
 
 UNEVEN = [name for name, tiny in ZOO.items() if not tiny.even]

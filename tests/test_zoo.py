@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vqlora.modalities import MODALITIES, describe, linear_layers, target_modules
+from vqlora.modalities.rows import frame_rows
 from vqlora.quantize import load_quantized
-from vqlora.rows import frame_rows
 from vqlora.zoo import ZOO, tiny_batch, tiny_model
 
 PARTS = {name: ("vision", "fusion", "text") for name in ZOO}

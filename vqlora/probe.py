@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vqlora.modalities import Modalities, linear_layers, plain_name
-from vqlora.rows import FrameRows, frame_rows
+from vqlora.modalities.rows import FrameRows, frame_rows
 
 GATE = "lora_gate"  # in the name of every parameter of a gate
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vqlora.adapter.frames import Frames, _length
 from vqlora.cache_rows import HELD
 from vqlora.modalities import describe
-from vqlora.rows import frame_rows, keep_black_frames
+from vqlora.modalities.rows import frame_rows, keep_black_frames
 
 if TYPE_CHECKING:
     from vqlora.adapter.config import VQLoraConfig

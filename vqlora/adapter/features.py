@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqlora.adapter.config import VQLoraConfig
-from vqlora.rows import FrameRows, frame_pixels, frame_rows
+from vqlora.modalities.rows import FrameRows, frame_pixels, frame_rows
 from vqlora.temporal import frame_numbers, pixel_features
 
 FLOOR = 1e-6  # a feature that never changes is centred, not blown up

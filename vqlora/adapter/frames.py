@@ -10,7 +10,7 @@ from torch import LongTensor, Tensor, nn
 
 from vqlora.adapter.features import raw_features
 from vqlora.cache_rows import HELD
-from vqlora.rows import FrameRows, frame_rows
+from vqlora.modalities.rows import FrameRows, frame_rows
 from vqlora.temporal import random_features, shuffled, standardise, with_clip_means
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ from transformers.initialization import no_init_weights
 from vqlora.adapter.layer import GatedLayer, GatedUpdate
 from vqlora.held import hold_in_16bit, plain_class
 from vqlora.modalities import describe
+from vqlora.modalities.rows import keep_black_frames
 from vqlora.probe import adapted_layers, to_device
 from vqlora.quantize import load_quantized
-from vqlora.rows import keep_black_frames
 
 _OUTPUTS = ("logits", "logits_per_video", "logits_per_image", "last_hidden_state")
 

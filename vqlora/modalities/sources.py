@@ -6,7 +6,7 @@
     PackedPatches()                               # [patches, pixels] with a grid (t, h, w) per video
     PairedTexts()                                 # clips beside texts that belong to no clip (dual encoders)
 
-V is the number of videos in the inputs, R of text rows, F of frames; see `vqlora.rows`.
+V is the number of videos in the inputs, R of text rows, F of frames; see `vqlora.modalities.rows`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
-from vqlora.rows import FrameRows, FrameSource
+from vqlora.modalities.rows import FrameRows, FrameSource
 
 # No 16-bit type rounds it to zero, so that towers which drop all-zero frames keep a frame with it.
 NUDGE = 2.0**-14

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vqlora.modalities import _ATTENTION, Modalities, register_modalities
-from vqlora.sources import Clips, PackedPatches, PaddedImages, PairedTexts, SeparateFrames
+from vqlora.modalities.sources import Clips, PackedPatches, PaddedImages, PairedTexts, SeparateFrames
 
 # In a decoder the first layer's projections still see one token, hence one frame, per row.
 _FIRST = ("model.language_model.layers.0.self_attn.[qkv]_proj",)

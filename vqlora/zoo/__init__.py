@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vqlora.zoo_classes import AUDIO, IMAGE, VIDEO, ZOO, Draw, Tiny
+from vqlora.zoo.classes import AUDIO, IMAGE, VIDEO, ZOO, Draw, Tiny
 
 __all__ = ["AUDIO", "IMAGE", "VIDEO", "ZOO", "tiny_batch", "tiny_model"]
 

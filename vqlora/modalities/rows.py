@@ -178,7 +178,7 @@ def _source(model: nn.Module) -> FrameSource:
     if known.rows is None:
         raise KeyError(
             f"model type {known.model_type!r}: its description does not say where the frames are; describe "
-            "it again with rows=, for example vqlora.sources.Clips(arg='pixel_values', "
+            "it again with rows=, for example vqlora.modalities.sources.Clips(arg='pixel_values', "
             "token='image_token_id') for clips [B, T, 3, H, W]"
         )
     return known.rows

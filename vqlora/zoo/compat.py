@@ -1,7 +1,7 @@
 """What works on which class, tried here and now on tiny random models: the table of the README and the paper.
 
 table = compatibility()                 # a row per class of vqlora.zoo; each cell "yes" or a short reason
-python -m vqlora.compat > table.md      # the same, as Markdown
+python -m vqlora.zoo.compat > table.md      # the same, as Markdown
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from vqlora.adapter import VQLoraConfig, gates
 from vqlora.adapter.merge import merge
 from vqlora.auditing import audit
 from vqlora.modalities import MODALITIES, describe, target_modules
+from vqlora.modalities.rows import frame_rows
 from vqlora.probe import probe
 from vqlora.quantize import close_packing_trap, load_quantized
-from vqlora.rows import frame_rows
 from vqlora.zoo import ZOO, tiny_batch, tiny_model
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ def _save(name: str, folder: Path) -> None:
 
 def _reload_elsewhere(names: Iterable[str], folder: str, threads: int) -> dict[str, str]:
     """Every saved adapter in one fresh process, which prints a line per class."""
-    code = "import sys; from vqlora.compat import _reload; _reload(sys.argv[1], *sys.argv[2:])"
-    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    code = "import sys; from vqlora.zoo.compat import _reload; _reload(sys.argv[1], *sys.argv[2:])"
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, folder, *names],

@@ -6,7 +6,7 @@
     register_modalities("my_type", vision=("model.eyes",), fusion=("model.bridge",), text=("model.decoder",))
 
 Names are full paths, never endings: `q_proj` occurs in the vision tower and in the decoder alike, and an
-ending given to peft would put adapters on both. The known architectures are in `vqlora.architectures`.
+ending given to peft would put adapters on both. The known ones are in `modalities.architectures`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
-    from vqlora.rows import FrameSource
+    from vqlora.modalities.rows import FrameSource
 
 MODALITIES = ("vision", "fusion", "text", "audio")
 # How the first axes of a layer's input are laid out; x is that input, D its width.
@@ -51,7 +51,7 @@ class Modalities:
     mixes: paths below which a layer's *output* row depends on several frames, `unmixed` the exceptions (the
         first projections of a decoder, say, which work row by row on tokens that still are of one frame).
     never: path -> reason, of linear layers that never get a gradient; they carry no adapters.
-    rows: finds the frames in a forward's inputs (`vqlora.sources`); None where nobody described it.
+    rows: finds the frames in a forward's inputs (`modalities.sources`); None where nobody described it.
     refine: from (this, model) to a description that depends on the model's configuration.
 
     Paths in `keep`, `layouts`, `mixes`, `unmixed` and `never` may hold `*` and `[..]` (fnmatch).
@@ -129,7 +129,7 @@ def register_modalities(
     Raises ValueError if nothing is described, one path lies inside another part's path, or a layout is
     unknown.
 
-    >>> from vqlora.sources import Clips
+    >>> from vqlora.modalities.sources import Clips
     >>> known = register_modalities(
     ...     "my_type", vision=("model.eyes",), fusion=("model.bridge",), text=("model.decoder",),
     ...     rows=Clips(arg="pixel_values", token="image_token_id"))   # clips [B, T, 3, H, W]
@@ -181,7 +181,7 @@ def describe(model: nn.Module) -> Modalities:
             f"{', '.join(sorted(_KNOWN))}. Describe it by full module paths, for example: "
             f"vqlora.modalities.register_modalities({model_type!r}, "
             f"vision=('model.vision_tower',), fusion=('model.multi_modal_projector',), "
-            f"text=('model.language_model',), heads=('lm_head',), rows=vqlora.sources.Clips(arg="
+            f"text=('model.language_model',), heads=('lm_head',), rows=vqlora.modalities.sources.Clips(arg="
             f"'pixel_values', token='image_token_id')); this model has: {', '.join(tops)}"
         )
     return found
@@ -195,7 +195,7 @@ def find_description(model: nn.Module) -> Modalities | None:
 
 
 def _load_table() -> None:
-    import vqlora.architectures  # noqa: F401  registers on import; it imports this module
+    import vqlora.modalities.architectures  # noqa: F401  registers on import; it imports this module
 
 
 def target_modules(
