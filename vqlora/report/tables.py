@@ -335,7 +335,7 @@ def gate_size_table(results: Path) -> Table:
     for model in dict.fromkeys(frame["model"]):
         own = frame[frame["model"] == model].set_index("gate")
         shares = [format_number(own.loc[kind, "gate_frac"], "gate_frac") for kind in kinds]
-        total = format_number(own.loc[kinds[-1], "adapter_parameters"], "adapter_parameters")
+        total = f"{own.loc[kinds[-1], 'adapter_parameters']:,}".replace(",", r"\,")
         rows.append((latex_text(model), total, *shares))
     return Table(("Model", "Trained", *(kind.capitalize() for kind in kinds)), tuple(rows))
 
