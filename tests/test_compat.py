@@ -2,7 +2,7 @@
 
 import pytest
 
-from vqlora import compat
+from vqlora.zoo import compat
 
 
 def test_a_row_is_what_was_really_tried(monkeypatch):
