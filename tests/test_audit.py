@@ -11,7 +11,7 @@ from vqlora.adapter import VQLoraConfig
 from vqlora.auditing import AuditError, audit, by_modality
 from vqlora.cost import static_bytes
 from vqlora.faults import FAULTS
-from vqlora.modalities import target_modules
+from vqlora.modalities import describe, linear_layers, target_modules
 from vqlora.quantize import close_packing_trap, load_quantized
 from vqlora.zoo import tiny_batch, tiny_model
 
@@ -287,3 +287,15 @@ def test_what_cannot_be_audited_is_refused(batch):
         audit(stock(base()), batch, allow=("gradient",))
     with pytest.raises(ValueError, match="gives no loss for .*; add `labels`"):
         audit(stock(base()), {key: value for key, value in batch.items() if key != "labels"})
+
+
+def test_a_layer_that_the_architecture_never_trains_is_told_with_its_reason():
+    model = tiny_model("llava_next_video")
+    known = describe(model)
+    unread = next(name for name, _ in linear_layers(model) if known.why_never(name))
+    read = target_modules(model, ("text",), "attention")[0]
+    batch = tiny_batch("llava_next_video", model)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=[unread, read]))
+    with pytest.raises(AuditError, match="no_gradient: never trained in this architecture") as caught:
+        audit(model, batch, modalities=("vision", "text"))
+    assert [fault.layers for fault in caught.value.faults if fault.name == "no_gradient"] == [(unread,)]

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 
 from vqlora.held import HELD
-from vqlora.modalities import MODALITIES, Modalities, is_under, linear_layers, plain_name
+from vqlora.modalities import MODALITIES, Modalities, is_under, linear_layers, matches, plain_name
 from vqlora.probe import (
     GATE,
     Measured,
@@ -127,7 +127,7 @@ def _wrongly_quantized(base, known: Modalities, keep_16bit: tuple[str, ...]) -> 
                 "an output head; a skip list of one's own drops transformers' default for it: add it, or use "
                 "vqlora.load_quantized, which always keeps heads"
             )
-        elif any(is_under(name, path) for path in known.keep):
+        elif any(matches(name, path) for path in known.keep):
             why = "must stay in 16-bit in this architecture; load with vqlora.load_quantized, which keeps it"
         elif isinstance(parent, nn.MultiheadAttention):
             why = "torch's MultiheadAttention reads this weight as a matrix; keep it in 16-bit"
@@ -205,8 +205,8 @@ def _no_gradient(known: Modalities, names: dict[str, str], measured: Measured) -
             why = "frozen: load with PeftModel.from_pretrained(..., is_trainable=True)"
         elif measured.moved[name]:
             continue
-        elif any(is_under(layer, path) for path in getattr(known, "never", ())):
-            why = "its output never reaches the loss in this architecture: leave it out of the targets"
+        elif reason := known.why_never(layer):
+            why = f"never trained in this architecture ({reason}): leave it out of the targets"
         elif measured.layers.get(layer) is not None and not measured.layers[layer].rows:
             why = "this layer never ran on this batch: leave it out, or audit with a batch that uses it"
         elif measured.moved[name] is None:

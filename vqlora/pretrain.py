@@ -5,8 +5,8 @@ Two stages in one Trainer run. First vision tower and projector, on labels from 
 covers a patch and how it is posed; and each visual token must read as the name of what it shows, through the
 shared output head, and tell what moved since the frame before. Then everything: captions, questions,
 retrieval and text-only sentences, the labels kept on; and half-way up the decoder a visual token must know
-the how many-th event it shows, which is what the words of a caption ask for. Text rows of one clip are packed
-behind its visual tokens: the attention mask keeps them apart, so the frames are read once for all of them.
+which event it shows, counted from the first: the words of a caption ask for just that. Text rows of one clip
+are packed behind its visual tokens: the attention mask keeps them apart, so the frames are read once for all.
 """
 
 from __future__ import annotations
