@@ -112,9 +112,9 @@ class PretrainSettings(Settings):
     pretrain: bool = False                                   # False: evaluate the released base only
     val_clips: int = Field(512, ge=1)
     seed: int = Field(0, ge=0)
-    steps: int = Field(1030, ge=1)
+    steps: int = Field(1000, ge=1)
     vision_steps: int = Field(200, ge=0)                     # of them: vision tower alone, on dense labels
-    batch_size: int = Field(48, ge=1)
+    batch_size: int = Field(40, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.05, ge=0)
