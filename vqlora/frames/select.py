@@ -12,10 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vqlora.data.clips import Clip, TrueEvent
-
-Policy = Callable[[Clip, int, int, np.random.Generator], np.ndarray]
-"""(clip, n_frames, k, random generator) -> frame numbers."""
+from vqlora.data.clips import TrueEvent
 
 
 def uniform(n_frames: int, k: int) -> np.ndarray:
@@ -58,7 +55,7 @@ def cover(n_frames: int, k: int, events: Sequence[TrueEvent]) -> np.ndarray:
         chosen |= set(np.clip(spots, 0, n_frames - 1).tolist())
     if not chosen:
         return uniform(n_frames, k)
-    return _filled(np.array(sorted(chosen)), n_frames, k)
+    return filled(np.array(sorted(chosen)), n_frames, k)
 
 
 def mixed(n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -84,7 +81,7 @@ def key_frames(key: np.ndarray, k: int) -> np.ndarray:
     key = np.asarray(key, bool)
     _checked(len(key), k)
     there = np.flatnonzero(key)
-    return _filled(there[uniform(len(there), k)] if len(there) else there, len(key), k)
+    return filled(there[uniform(len(there), k)] if len(there) else there, len(key), k)
 
 
 def top_k(score: np.ndarray, k: int) -> np.ndarray:
@@ -129,7 +126,7 @@ def diverse(features: np.ndarray, k: int, resolution: float = 0.0) -> np.ndarray
     while len(chosen) < k and nearest.max() > resolution:
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, _distance(features, features[chosen[-1]]))
-    return _filled(np.array(chosen), len(features), k)
+    return filled(np.array(chosen), len(features), k)
 
 
 def mmr(features: np.ndarray, relevance: np.ndarray, k: int, weight: float = 0.5) -> np.ndarray:
@@ -175,7 +172,7 @@ def low_bit_change(codes: np.ndarray, k: int) -> np.ndarray:
             low, kept = middle, found
         else:
             high = middle
-    return _filled(kept[uniform(len(kept), k)], len(codes), k)
+    return filled(kept[uniform(len(kept), k)], len(codes), k)
 
 
 def tell_apart(features: np.ndarray, k: int, resolution: float | np.ndarray) -> np.ndarray:
@@ -215,29 +212,6 @@ def fewest(n_frames: int, coverage: float, choose: Callable[[int], np.ndarray],
         middle = (low + high) // 2
         low, high = (low, middle) if coverage_of(features, choose(middle)) >= coverage else (middle, high)
     return choose(high)
-
-
-def policy(name: str | Policy) -> Policy:
-    """A policy by name (uniform, jittered, mixed, cover), or the given function. Raises ValueError."""
-    if callable(name):
-        return name
-    if name not in _POLICIES:
-        raise ValueError(f"select {name!r} is not one of {', '.join(_POLICIES)}")
-    return _POLICIES[name]
-
-
-def _cover_clip(clip: Clip, n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
-    if clip.events is None:
-        raise ValueError(f"clip {clip.id}: select 'cover' needs its true events, and this data set has none")
-    return cover(n_frames, k, clip.events)
-
-
-_POLICIES: dict[str, Policy] = {
-    "uniform": lambda clip, n_frames, k, rng: uniform(n_frames, k),
-    "jittered": lambda clip, n_frames, k, rng: jittered(n_frames, k, rng),
-    "mixed": lambda clip, n_frames, k, rng: mixed(n_frames, k, rng),
-    "cover": _cover_clip,
-}
 
 
 def _checked(n_frames: int, k: int) -> None:
@@ -298,7 +272,7 @@ def _distinct(places: np.ndarray, n_frames: int) -> np.ndarray:
     return np.minimum(later, n_frames - len(places) + order).astype(np.int64)
 
 
-def _filled(chosen: np.ndarray, n_frames: int, k: int) -> np.ndarray:
+def filled(chosen: np.ndarray, n_frames: int, k: int) -> np.ndarray:
     """At least the chosen frames, and up to k in all: always the frame farthest in time from the others."""
     if not len(chosen):
         return uniform(n_frames, k)
