@@ -31,7 +31,7 @@ Modality = Literal["vision", "fusion", "text", "audio"]
 _BITS_OF_ARM = {"frozen": ("nf4", "fp4", "int8", "bf16"), "full": ("bf16",), "lora": ("bf16",),
                 "qlora": ("nf4", "fp4", "int8"), "vqlora": ("nf4", "fp4", "int8", "bf16")}
 JUDGED = ("uniform", "random", "keyframes", "packets", "top-k", "cumulative", "cumulative-coverage",
-          "lowbit-cumulative", "lowbit-change", "diverse", "mmr", "encoder", "oracles")  # see selection.judge
+          "lowbit-cumulative", "lowbit-change", "segments", "diverse", "mmr", "encoder", "oracles")
 
 
 class Settings(BaseModel):

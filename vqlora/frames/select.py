@@ -9,10 +9,12 @@ where frames tie, the earlier is taken. T frames, G blocks; scores are those of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from vqlora.data.clips import TrueEvent
+from vqlora.frames.scores import local_change, moved_blocks
 
 
 def uniform(n_frames: int, k: int) -> np.ndarray:
@@ -32,7 +34,7 @@ def jittered(n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(edges[:-1], edges[1:])
 
 
-def cover(n_frames: int, k: int, events: Sequence[TrueEvent]) -> np.ndarray:
+def cover(n_frames: int, k: int, events: Sequence[TrueEvent | Stretch]) -> np.ndarray:
     """Frames that see every event: an upper reference that knows the truth.
 
     Each event gets the same number of frames, the first ones one more where k does not divide. One frame
@@ -108,6 +110,61 @@ def cumulative(score: np.ndarray, k: int, coverage: float = 0.0) -> np.ndarray:
     reached = np.cumsum(_capped((1 - coverage) * score / total + coverage / n, k))
     targets = (2 * np.arange(k) + 1) / (2 * k) * reached[-1]
     return _distinct(np.searchsorted(reached, targets + 1e-12, side="right"), n)
+
+
+def segments(thumbs: np.ndarray, k: int) -> np.ndarray:
+    """Frames that show each stretch of change as `cover` shows true events: its middle, what it led to, more.
+
+    `thumbs` uint8 `[T, G]` are block means. Stretches are found by `stretches`; of more than k the strongest
+    are shown. Where nothing stands out the choice is uniform.
+    """
+    found = sorted(stretches(thumbs), key=lambda stretch: -stretch.strength)[:k]
+    return cover(len(thumbs), k, found)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames `start` to `end` (exclusive) in which something changes; `strength`: the excess change in all."""
+
+    start: int
+    end: int
+    strength: float
+
+
+def stretches(thumbs: np.ndarray) -> list[Stretch]:
+    """Where something small changes for at least two frames, in order of time; `thumbs` uint8 `[T, G]`.
+
+    By `scores.local_change`, high above its 30% quantile: a video is taken to be still at least so long. High
+    is more than twice the spread below that (noise) and a tenth of what the highest tenth reaches. A gap of
+    one frame is bridged, but where change jumps to blocks that it had not touched, another stretch begins. A
+    cut or a spliced-in frame is over at once and is none.
+    """
+    steps = local_change(thumbs)[1:]
+    if len(steps) < 2:
+        return []
+    low, floor, high = np.quantile(steps, (0.05, 0.3, 0.9))
+    excess = np.append(0.0, steps - floor)
+    frames = np.flatnonzero(excess > max(2 * (floor - low), 0.1 * (high - floor), 1e-9))
+    found = []
+    for run in np.split(frames, np.flatnonzero(np.diff(frames) > 2) + 1):
+        for part in np.split(run, _jumps(thumbs, run)):
+            if len(part) and part[-1] > part[0]:
+                strength = float(excess[part[0]:part[-1] + 1].sum())
+                found.append(Stretch(int(part[0]), int(part[-1]) + 1, strength))
+    return found
+
+
+def _jumps(thumbs: np.ndarray, run: np.ndarray) -> list[int]:
+    """Places in a run of changing frames where none of the blocks that change did so in the three before."""
+    moved = moved_blocks(thumbs, run) if len(run) else np.empty((0, 1))
+    touched = moved > 0.4 * moved.max(axis=1, keepdims=True, initial=0)
+    places, last = [], 0
+    for place in range(1, len(run)):
+        before = touched[max(last, place - 3):place].any(axis=0)
+        if not (before & touched[place:place + 2].any(axis=0)).any():
+            places.append(place)
+            last = place
+    return places
 
 
 def diverse(features: np.ndarray, k: int, resolution: float = 0.0) -> np.ndarray:
