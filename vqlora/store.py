@@ -192,7 +192,7 @@ def _frame(results, columns) -> pandas.DataFrame:
 
 def _setting_columns(run: StoredRun, varying: list[str]) -> dict[str, Any]:
     dump = run.settings.model_dump(mode="json")
-    return {name: "+".join(value) if isinstance(value := dump[name], list) else value
+    return {name: "+".join(map(str, value)) if isinstance(value := dump[name], list) else value
             for name in (*SHOWN, *varying)}
 
 

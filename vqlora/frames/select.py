@@ -124,7 +124,7 @@ def segments(thumbs: np.ndarray, k: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames `start` to `end` (exclusive) in which something changes; `strength`: the excess change in all."""
+    """Frames `start` to `end` (exclusive) in which something changes; `strength`: all excess change."""
 
     start: int
     end: int
