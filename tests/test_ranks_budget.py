@@ -13,7 +13,9 @@ def random_costs(rng, *, gates=False, bounds=False):
     slots = []
     for i in range(int(rng.integers(1, 60))):
         d_in, d_out = (int(width) for width in rng.choice(widths, 2))
-        high = min(d_in, d_out, int(rng.integers(1, 9))) if bounds and rng.random() < 0.3 else min(d_in, d_out)
+        high = min(d_in, d_out)
+        if bounds and rng.random() < 0.3:
+            high = min(high, int(rng.integers(1, 9)))
         low = int(rng.integers(0, 2)) if bounds else 0
         gate, once = (5, 5) if gates else (0, 0)
         part = str(rng.choice(["vision", "fusion", "text"]))

@@ -22,14 +22,15 @@ from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 __all__ = ["ArmSettings", "ConfigError", "DataSettings", "MainSettings", "PartCounts", "PretrainSettings",
            "Profile", "RunSettings", "arm_name", "load_profile", "load_run", "swept_rates"]
 
-Arm = Literal["frozen", "full", "lora", "qlora", "vqlora"]
+Arm = Literal["frozen", "full", "lora", "qlora", "vqlora", "adalora", "eva"]
 Bits = Literal["nf4", "fp4", "int8", "bf16"]
 Part = Literal["train", "val", "devtest", "test"]
 Language = Literal["en", "es", "de", "fr", "zh"]
 Modality = Literal["vision", "fusion", "text", "audio"]
 
 _BITS_OF_ARM = {"frozen": ("nf4", "fp4", "int8", "bf16"), "full": ("bf16",), "lora": ("bf16",),
-                "qlora": ("nf4", "fp4", "int8"), "vqlora": ("nf4", "fp4", "int8", "bf16")}
+                "qlora": ("nf4", "fp4", "int8"), "vqlora": ("nf4", "fp4", "int8", "bf16"),
+                "adalora": ("nf4", "fp4", "bf16"), "eva": ("nf4", "fp4", "int8", "bf16")}
 
 
 class Settings(BaseModel):
@@ -39,9 +40,11 @@ class Settings(BaseModel):
 
 
 class RunSettings(Settings):
-    """One fine-tuning run. `experiment` is a label, not part of the run's identity (see `store.run_key`)."""
+    """One fine-tuning run. `experiment` and `label` are names, no part of its identity (see `store.run_key`).
+    """
 
     experiment: str
+    label: str | None = None                                 # of the method, where the arm does not say it
     arm: Arm
     bits: Bits
     domain: str
@@ -55,6 +58,9 @@ class RunSettings(Settings):
     gate: Literal["none", "scalar", "rank", "mixture", "selective"] = "rank"  # of arm vqlora, as the next two
     control: Literal["constant", "shuffled", "random"] | None = None
     gate_rate: float = Field(5.0, gt=0)                      # times learning_rate
+    ranks: str | dict[str, int] | None = None                # of arm vqlora: an allocator's name, or ranks
+    rank_ratio: dict[Modality, float] | None = None          # of ranks "ratio"
+    budget: int | None = Field(None, ge=1)                   # trainable parameters, as a word in `ranks` asks
     learning_rate: float = Field(ge=0)
     steps: int = Field(ge=0)
     batch_size: int = Field(32, ge=1)
@@ -77,12 +83,21 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _arm_fits_bits(self) -> RunSettings:
+        if self.ranks is not None and self.arm != "vqlora":
+            raise ValueError(f"ranks: {self.ranks!r} does not go with arm {self.arm!r}; allowed: vqlora")
+        if self.budget is None and (isinstance(self.ranks, str) or self.arm in ("adalora", "eva")):
+            raise ValueError(f"budget: missing; arm {self.arm!r} with ranks {self.ranks!r} spends one")
         return _check_arm(self)
+
+    @property
+    def method(self) -> str:
+        """What tables call it: the label, else the arm."""
+        return self.label or self.arm
 
     @property
     def name(self) -> str:
         """Short name for progress lines and messages, e.g. `03_main/language/qlora-nf4/seed1`."""
-        return f"{self.experiment}/{self.domain}/{arm_name(self.arm, self.bits)}/seed{self.seed}"
+        return f"{self.experiment}/{self.domain}/{arm_name(self.method, self.bits)}/seed{self.seed}"
 
 
 class PartCounts(Settings):
@@ -146,6 +161,7 @@ class PretrainSettings(Settings):
 class ArmSettings(Settings):
     """One compared method; `learning_rate` is used where no swept rate is on file."""
 
+    label: str | None = None                                 # where several methods are one arm
     arm: Arm
     bits: Bits
     learning_rate: float = Field(ge=0)
@@ -158,7 +174,7 @@ class ArmSettings(Settings):
 
     @property
     def name(self) -> str:
-        return arm_name(self.arm, self.bits)
+        return arm_name(self.label or self.arm, self.bits)
 
 
 class MainSettings(Settings):
@@ -204,9 +220,9 @@ class MainSettings(Settings):
                      for rate in arm.sweep for seed in self.sweep_seeds)
 
     def _run(self, arm, domain, seed, rate, base, experiment, part, clips) -> RunSettings:
-        chosen = {"experiment": experiment, "arm": arm.arm, "bits": arm.bits, "domain": domain, "seed": seed,
-                  "learning_rate": rate, "steps": self.steps, "train_clips": self.train_clips, "base": base,
-                  "eval_part": part, "eval_clips": clips}
+        chosen = {"experiment": experiment, "label": arm.label, "arm": arm.arm, "bits": arm.bits,
+                  "domain": domain, "seed": seed, "learning_rate": rate, "steps": self.steps,
+                  "train_clips": self.train_clips, "base": base, "eval_part": part, "eval_clips": clips}
         for key in (*self.overrides, *arm.overrides):
             if key in chosen and key != "steps":
                 free = [name for name in RunSettings.model_fields if name not in chosen or name == "steps"]

@@ -42,7 +42,10 @@ __all__ = ["GridError", "RunResult", "RunStore", "StoreError", "StoredRun", "bas
            "cost_frame", "data_hash", "expected_s", "provenance", "results_frame", "run_grid", "run_key",
            "write_csv", "write_results"]
 
-ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer")}  # what `baselines` and `train` take by name
+# What `baselines` and `train` take by name, so that a change of it reruns only the arms that use it.
+ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer"), "adalora": ("vqlora.rivals",),
+               "eva": ("vqlora.rivals",)}
+RANK_MODULES = ("vqlora.ranks.runs",)                        # of runs that name an allocator
 Execute = Callable[[RunSettings, Path, Path], Any]           # (settings, data_root, work) -> RunResult
 REFRESH_S = 5.0
 
@@ -125,8 +128,10 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
 def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
     """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
     module = execute.__module__ if execute else "vqlora.train"
-    of_arm = {arm: code_hash([module, *ARM_MODULES.get(arm, ())]) for arm in {run.arm for run in runs}}
-    return [of_arm[run.arm] for run in runs]
+    needed = [(module, *ARM_MODULES.get(run.arm, ()), *(RANK_MODULES if run.ranks is not None else ()))
+              for run in runs]
+    hashes = {modules: code_hash(modules) for modules in set(needed)}
+    return [hashes[modules] for modules in needed]
 
 
 def _keys(runs: Sequence[RunSettings], data_root: Path, codes: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ UNUSED_BY_FROZEN = frozenset((
     "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
     "question_share", "train_clips", "gradient_checkpointing", "optimizer"))
 OF_GATES = frozenset(("gate", "control", "gate_rate"))
+OF_RANKS = frozenset(("ranks", "rank_ratio", "budget"))
 
 
 class StoreError(OSError):
@@ -60,13 +61,14 @@ class StoredRun:
 
 
 def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: str) -> str:
-    """Identity of a run. Its `experiment` label and the path of its base do not count (the base's bytes do).
+    """Identity of a run. Its labels and the path of its base do not count (the base's bytes do).
 
     Settings that an arm never reads are left out: the seeds of a frozen model are one run.
     """
-    values = settings.model_dump(mode="json", exclude={"experiment", "base"})
+    values = settings.model_dump(mode="json", exclude={"experiment", "label", "base"})
     unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
     unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
+    unused |= {name for name in OF_RANKS if values[name] is None}
     values = {key: value for key, value in values.items() if key not in unused}
     return digest(values, data_hash, base_hash, code_hash)
 

@@ -167,7 +167,7 @@ def _fill(costs: Costs, budget: int, ranks: np.ndarray, high: np.ndarray, worth:
 
 
 def _tighten(costs: Costs, budget: int, ranks, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Move single ranks to dearer layers while too much is left: bounds may have left no cheap rank to add."""
+    """Move single ranks to dearer layers while too much is left: bounds may allow no cheap rank to add."""
     while (left := budget - costs.of(ranks)) > costs.slack(budget):
         spare, room = np.flatnonzero(ranks > low), np.flatnonzero(ranks < high)
         more = costs.per_rank[room][None] - costs.per_rank[spare][:, None]
