@@ -113,7 +113,7 @@ def test_adalora_is_called_and_changes_its_ranks(tmp_path):
     model, _ = trained(settings, tmp_path)
     config, ranks = model.peft_config["default"], baselines.ranks(model, settings)
     assert sorted(ranks) == sorted(target_modules(tiny()[0]))
-    assert config.total_step == 12 and config.init_r == 6 and config.target_r == 4
+    assert config.total_step == 12 and config.init_r == 3 and config.target_r == 2
     assert sum(ranks.values()) == config.target_r * len(ranks) and len(set(ranks.values())) > 1
     assert last_whole_checkpoint(tmp_path / "checkpoints") is None  # peft cannot go on from one
 
@@ -121,7 +121,7 @@ def test_adalora_is_called_and_changes_its_ranks(tmp_path):
 def test_adalora_that_never_reallocates_is_a_fault(tmp_path, monkeypatch):
     settings = like(arm="adalora", steps=12)
     monkeypatch.setattr("peft.tuners.adalora.AdaLoraModel.update_and_allocate", lambda self, step: None)
-    with pytest.raises(RuntimeError, match="every layer still has rank 6 after 12 steps"):
+    with pytest.raises(RuntimeError, match="every layer still has rank 3 after 12 steps"):
         trained(settings, tmp_path)
 
 

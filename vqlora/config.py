@@ -234,6 +234,21 @@ class MainSettings(Settings):
             raise ValueError(str(fault).splitlines()[0]) from None
 
 
+class RankSettings(MainSettings):
+    """A comparison of rank allocations at one budget; `more_budgets` are for tables beside it."""
+
+    budget: int = Field(ge=1)                                # trainable parameters
+    more_budgets: tuple[int, ...] = ()
+
+    def at(self, budget: int) -> RankSettings:
+        """The same comparison at another budget."""
+        return self.model_copy(update={"budget": budget})
+
+    def _run(self, arm, *named) -> RunSettings:
+        overrides = {"budget": self.budget, **arm.overrides}
+        return super()._run(arm.model_copy(update={"overrides": overrides}), *named)
+
+
 class Profile(Settings):
     """A named set of settings for the whole chain of notebooks; a profile is a file."""
 
@@ -242,22 +257,28 @@ class Profile(Settings):
     data: DataSettings
     base: PretrainSettings = PretrainSettings()
     main: MainSettings
+    ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
     expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        for domain in self.main.domains:
+        for label, part in (("main", self.main), ("ranks", self.ranks)):
+            if part is not None:
+                self._check_domains(label, part)
+        return self
+
+    def _check_domains(self, label: str, compared: MainSettings) -> None:
+        for domain in compared.domains:
             if domain not in self.data.domains:
-                raise ValueError(f"main.domains: {domain!r} is not in data.domains; allowed: "
+                raise ValueError(f"{label}.domains: {domain!r} is not in data.domains; allowed: "
                                  + ", ".join(self.data.domains))
             have = self.data.domains[domain]
-            for run in self.main.runs() + self.main.sweep_runs():
+            for run in compared.runs() + compared.sweep_runs():
                 for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
                     if run.domain == domain and getattr(run, key) > getattr(have, part):
-                        raise ValueError(f"main.{key}: {getattr(run, key)} is more than "
+                        raise ValueError(f"{label}.{key}: {getattr(run, key)} is more than "
                                          f"data.domains.{domain}.{part} ({getattr(have, part)})")
-        return self
 
 
 def arm_name(arm: str, bits: str) -> str:

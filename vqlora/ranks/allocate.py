@@ -134,20 +134,26 @@ def measure_reference(
     return signals.gradients(model, target_modules(model, modalities), batches, loss).energy()
 
 
-def save_reference(path: str | Path, reference: Mapping[str, float]) -> None:
-    """Write a reference as CSV: layer, energy."""
-    lines = ["layer,energy", *(f"{name},{energy:.6g}" for name, energy in reference.items())]
-    write_atomic(Path(path), ("\n".join(lines) + "\n").encode())
+def save_reference(path: str | Path, reference: Mapping[str, float], weights: str = "") -> None:
+    """Write a reference as CSV: layer, energy; `weights` is the hash of the weights it was measured on."""
+    rows = [f"{name},{energy:.6g}" for name, energy in reference.items()]
+    write_atomic(Path(path), "\n".join([f"# weights {weights}", "layer,energy", *rows, ""]).encode())
 
 
 def load_reference(path: str | Path) -> dict[str, float]:
-    """Read what `save_reference` wrote. Raises ValueError that names a bad line."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    """Read what `save_reference` wrote. Raises ValueError that names what is wrong."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     try:
+        rows = csv.DictReader(line for line in lines if not line.startswith("#"))
         return {row["layer"]: float(row["energy"]) for row in rows}
     except (KeyError, TypeError, ValueError) as fault:
         raise ValueError(f"{path}: {fault}; expected columns layer, energy") from fault
+
+
+def reference_weights(path: str | Path) -> str:
+    """The hash of the weights that a saved reference was measured on, "" if there is none."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
+    return lines[0].removeprefix("# weights").strip() if lines else ""
 
 
 def _worth(part, model, config, costs, batches, loss, reference, errors) -> Worth:
