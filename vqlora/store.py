@@ -184,9 +184,9 @@ def _frame(results, columns) -> pandas.DataFrame:
     import pandas
     results = list(results)
     dumps = [run.settings.model_dump(mode="json") for run in results]
-    varying = [name for name in RunSettings.model_fields if name not in (*NAMED, *SHOWN, "base")
+    varying = [name for name in RunSettings.model_fields if name not in (*NAMED, *SHOWN, "base", "label")
                and len({json.dumps(dump[name]) for dump in dumps}) > 1]
-    rows = [{**{name: dump[name] for name in NAMED}, **columns(run, varying)}
+    rows = [{**{name: dump[name] for name in NAMED}, "arm": run.settings.method, **columns(run, varying)}
             for run, dump in zip(results, dumps, strict=True)]
     frame = pandas.DataFrame(rows)
     return frame.sort_values(list(NAMED), kind="stable", ignore_index=True) if rows else frame

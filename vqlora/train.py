@@ -151,8 +151,9 @@ def execute(
         share = {"question_share": settings.question_share, "tokens_per_frame": per_frame}
         data = ClipDataset(train_clips, train_store, settings.frames, settings.select, seed=settings.seed)
         collator = Collator(tokenizer, seed=settings.seed, **share)
-        model = attach(model, settings, lambda: first_batches(data, collator, settings, device))
-        costs, metrics = static_cost(model), {}
+        with cost.cpu_seconds() as taken:  # calibration, where ranks are read off data
+            model = attach(model, settings, lambda: first_batches(data, collator, settings, device))
+        costs, metrics = {**static_cost(model), "attach_cpu_s": taken["cpu_s"]}, {}
         probe = ClipDataset(
             train_clips, train_store, settings.frames, settings.select
         )  # the same for every seed
@@ -160,7 +161,7 @@ def execute(
         batch = {key: value.to(device) for key, value in batch.items()}
         costs |= measure_step(model, batch, settings.contrastive_weight)
         trained = train(model, settings, data, collator, work, progress=progress)
-        metrics |= {f"rank.{name}": float(rank) for name, rank in ranks(model, settings).items()}
+        metrics |= chosen_ranks(model, settings)
         metrics["train_loss"] = trained.pop("train_loss")
         costs |= trained
         costs["train_bytes"] = (
@@ -180,6 +181,16 @@ def execute(
     metrics |= found.summary
     metrics["clips_left_out"] = metrics.get("clips_left_out", 0.0) + left_out
     return RunResult(metrics, costs, found.examples)
+
+
+def chosen_ranks(model: nn.Module, settings) -> dict[str, float]:
+    """`rank.<layer>` for arms that choose their ranks, and `active_parameters`, what these cost; else {}."""
+    chosen = ranks(model, settings)
+    if not chosen:
+        return {}
+    layers = [(model.get_base_model().get_submodule(name), rank) for name, rank in chosen.items()]
+    active = sum(rank * (layer.in_features + layer.out_features) for layer, rank in layers)
+    return {"active_parameters": float(active), **{f"rank.{n}": float(rank) for n, rank in chosen.items()}}
 
 
 def first_batches(dataset, collator, settings, device, count: int = CALIBRATION_BATCHES) -> list[dict]:
