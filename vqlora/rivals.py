@@ -26,7 +26,10 @@ def configure(model: nn.Module, settings, batches) -> LoraConfig:
 
     The scale of every layer's update is that of the other arms, `settings.alpha / settings.rank`. AdaLoRA's
     schedule is its paper's, scaled to the steps: a sixth of them at first and a third at last without change.
+    Raises ValueError for a budget without a rank for every layer, and for `rslora`, which AdaLoRA lacks.
     """
+    if settings.rslora:
+        raise ValueError(f"rslora: {settings.rslora} does not go with arm {settings.arm!r}; allowed: False")
     names = target_modules(model, settings.modalities, settings.layers)
     price = sum(sum(_sides(model.get_submodule(name))) for name in names)
     scale, shared = settings.alpha / settings.rank, {"target_modules": names, "bias": "none"}
