@@ -130,7 +130,7 @@ def test_eva_gives_ranks_within_the_budget_on_the_vision_tower_too(tmp_path):
     model, *_ = started(settings)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     ranks = baselines.ranks(model, settings)
-    assert 0.6 * BUDGET < trainable <= BUDGET and len(set(ranks.values())) > 1
+    assert 0.95 * BUDGET < trainable <= BUDGET and len(set(ranks.values())) > 1
     assert any("vision_tower" in name and rank for name, rank in ranks.items())
     adapted = [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]
     name, layer = next((n, m) for n, m in adapted if "vision_tower" in n)

@@ -34,12 +34,18 @@ def ranks_of(runs: Sequence[StoredRun]) -> pd.DataFrame:
 
     place: number of the layer in the model's order.
     """
-    rows = []
+    found = {id(run): _ranks(run) for run in runs}
+    order, rows = max(found.values(), key=len, default={}), []
     for run in runs:
-        own = [(key[5:], value) for key, value in run.metrics.items() if key.startswith("rank.")]
         named = (run.settings.domain, run.settings.method, run.settings.seed)
-        rows += [(*named, place, layer, _part(layer), int(rank)) for place, (layer, rank) in enumerate(own)]
+        own = found[id(run)]
+        rows += [(*named, i, layer, _part(layer), own.get(layer, 0)) for i, layer in enumerate(order)]
     return pd.DataFrame(rows, columns=["domain", "arm", "seed", "place", "layer", "modality", "rank"])
+
+
+def _ranks(run: StoredRun) -> dict[str, int]:
+    """Ranks by layer; a layer that a method took off is not among them."""
+    return {key[5:]: int(value) for key, value in run.metrics.items() if key.startswith("rank.")}
 
 
 def shares(layers: pd.DataFrame) -> pd.DataFrame:

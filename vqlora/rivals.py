@@ -8,7 +8,6 @@ inputs and gives more ranks to layers whose inputs they explain better.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, initialize_lora_eva_weights
@@ -34,7 +33,7 @@ def configure(model: nn.Module, settings, batches) -> LoraConfig:
     price = sum(sum(_sides(model.get_submodule(name))) for name in names)
     scale, shared = settings.alpha / settings.rank, {"target_modules": names, "bias": "none"}
     if settings.arm == "eva":
-        rank = _rank(settings.budget, price, "eva")
+        rank = _rank(settings.budget, price, "eva") + 1  # a little too much, see `begin`
         return LoraConfig(r=rank, lora_alpha=scale * rank, init_lora_weights="eva", eva_config=EvaConfig(),
                           lora_dropout=settings.dropout, **shared)  # fmt: skip
     rank = _rank(settings.budget, price + len(names), "adalora")  # a singular value for each rank
@@ -53,25 +52,27 @@ def configure(model: nn.Module, settings, batches) -> LoraConfig:
 
 
 def begin(model: nn.Module, settings, batches) -> None:
-    """EVA's ranks and first weights, from training batches; its rank is lowered until the budget holds."""
+    """EVA's ranks and first weights, from training batches.
+
+    EVA counts ranks, not parameters. So it starts with a rank more in every layer than the budget pays for,
+    and the last directions of the layers with most ranks, which explain least, are cut until it holds.
+    """
     if settings.arm != "eva":
         return
-    config, data = model.peft_config["default"], list(batches())
-    sides = {name: sum(_sides(m)) for name, m in model.named_modules() if isinstance(m, LoraLayer)}
-    for rank in range(config.r, 0, -1):
-        found = get_eva_state_dict(
-            model,
-            data,
-            replace(config, r=rank),
-            forward_fn=_forward,
-            prepare_model_inputs_fn=_mask,
-            prepare_layer_inputs_fn=layer_rows,
-            show_progress_bar=False,
-        )
-        if sum(len(rows) * sides[name] for name, rows in found.items()) <= settings.budget:
-            break
-    else:
-        raise ValueError(f"budget: {settings.budget:,} is too little for EVA's ranks")
+    found = get_eva_state_dict(
+        model,
+        list(batches()),
+        forward_fn=_forward,
+        prepare_model_inputs_fn=_mask,
+        prepare_layer_inputs_fn=layer_rows,
+        show_progress_bar=False,
+    )
+    price = {name: sum(_sides(model.get_submodule(name))) for name in found}
+    over = sum(len(rows) * price[name] for name, rows in found.items()) - settings.budget
+    while over > 0:
+        name = max(found, key=lambda name: len(found[name]))
+        found[name] = found[name][:-1]
+        over -= price[name]
     initialize_lora_eva_weights(model, eva_state_dict=found)
 
 

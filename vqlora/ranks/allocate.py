@@ -98,7 +98,8 @@ def costs_of(model: nn.Module, config: VQLoraConfig) -> Costs:
 
     Raises ValueError for settings that train parameters beside adapters and `modules_to_save`.
     """
-    for name, empty in (("bias", "none"), ("trainable_token_indices", None), ("target_modules", None)):
+    empties = {"bias": "none", "trainable_token_indices": None, "target_modules": None, "alpha_pattern": {}}
+    for name, empty in empties.items():
         if getattr(config, name) not in (empty, [], ()):
             raise ValueError(
                 f"{name}: {getattr(config, name)!r} does not go with a budget; allowed: {empty!r}"
