@@ -38,7 +38,8 @@ def test_the_most_harmful_per_byte_go_first():
     model = tiny_model("kinevlm")
     names = target_modules(model)
     sensitivity = dict.fromkeys(names, 1.0) | {names[5]: 100.0, names[-1]: 50.0, names[0]: 0.0}
-    one = linear_bytes(model.get_submodule(names[5]), "bf16")
+    layer = model.get_submodule(names[5])
+    one = linear_bytes(layer, "bf16") - linear_bytes(layer, "nf4")
     assert keep_in_16bit(model, one, sensitivity) == (names[5],)
     everything = keep_in_16bit(model, 1e12, sensitivity)
     assert everything == tuple(names[1:])  # no harm, no need
