@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from vqlora import comparison
-from vqlora.config import MainSettings, RunSettings
+from vqlora.config import RunSettings
+from vqlora.experiments import MainSettings
 from vqlora.store import StoredRun
 
 CLIPS = [f"language-test-{number:05d}" for number in range(40)]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqlora.config import ConfigError, RunSettings, load_profile, load_run, swept_rates
+from vqlora.config import ConfigError, RunSettings, load_run, swept_rates
+from vqlora.experiments import load_profile
 from vqlora.settings_file import read_mapping
 
 ROOT = Path(__file__).resolve().parents[1]

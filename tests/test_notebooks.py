@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from vqlora import console, notebooks, steps
-from vqlora.config import load_profile
+from vqlora.experiments import load_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -13,6 +13,7 @@ import sys
 
 _WHERE = {
     "VQLoraConfig": "adapter",
+    "allocate_ranks": "ranks",
     "audit": "auditing",
     "calibrate_features": "adapter",
     "create_optimizer": "optimizer",

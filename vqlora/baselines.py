@@ -1,4 +1,4 @@
-"""The arms of the comparison, put on a base model: frozen, full fine-tuning, LoRA, QLoRA, gated QLoRA.
+"""The arms of the comparison, put on a base model: frozen, full fine-tuning, LoRA, QLoRA, ours, its rivals.
 
     model = attach(prepare(base, settings), settings)    # ready to train; `prepare` chooses the bits
     trainable_report(model)["trainable_frac"]
@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,7 +20,8 @@ from vqlora.cost import parameter_count
 from vqlora.modalities import target_modules
 from vqlora.quantize import close_packing_trap, load_quantized
 
-ARMS = ("frozen", "full", "lora", "qlora", "vqlora")
+ARMS = ("frozen", "full", "lora", "qlora", "vqlora", "adalora", "eva")
+Batches = Callable[[], Sequence[Mapping]]  # what an allocator reads, made when it is asked for
 
 
 def prepare(model: nn.Module, settings, *, device: str | torch.device | None = None) -> nn.Module:
@@ -37,17 +40,18 @@ def prepare(model: nn.Module, settings, *, device: str | torch.device | None = N
     return load_quantized(model, settings.bits, compute_dtype=settings.compute_dtype, device=device)
 
 
-def attach(model: nn.Module, settings) -> nn.Module:
+def attach(model: nn.Module, settings, batches: Batches | None = None) -> nn.Module:
     """Make exactly the right parameters of `model` trainable for `settings.arm`; returns the model to train.
 
     LoRA (Hu et al. 2021, arXiv:2106.09685) goes on the full names of the layers of `settings.modalities` and
     `settings.layers`; B starts at zero, so the model starts as the base. A depends on `settings.seed` alone.
+    batches: gives training batches to arms whose ranks are read off data.
     Raises ValueError for an unknown arm, an arm that does not fit the bits, or layers that match nothing.
     """
     held = getattr(getattr(model, "vqlora_precision", None), "bits", None)
     if settings.arm not in ARMS:
         raise ValueError(f"arm: {settings.arm!r} is not known; allowed: {', '.join(ARMS)}")
-    if settings.arm in ("lora", "qlora", "vqlora") and held != settings.bits:
+    if settings.arm not in ("frozen", "full") and held != settings.bits:
         raise ValueError(
             f"arm {settings.arm!r} wants a base in {settings.bits!r}, this one is in {held or 'fp32'!r}; "
             "see baselines.prepare"
@@ -56,15 +60,45 @@ def attach(model: nn.Module, settings) -> nn.Module:
         if settings.arm == "full" and held is not None:
             raise ValueError(f"arm 'full' cannot train a base held in {held!r}; see baselines.prepare")
         return model.requires_grad_(settings.arm == "full")
-    config = vqlora_config(settings) if settings.arm == "vqlora" else lora_config(model, settings)
+    own = _own_code(settings)
+    if own is not None:
+        config = own.configure(model, settings, batches)
+    else:
+        config = vqlora_config(settings) if settings.arm == "vqlora" else lora_config(model, settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         # Adapters stay float32 whatever the base is in: they are their own masters, and a bfloat16 one loses
         # small steps. Under float32 compute this costs nothing; under bfloat16 peft keeps a float32 copy of
         # each input.
         model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    if own is not None:
+        own.begin(model, settings, batches)
     close_packing_trap(model)
     return model
+
+
+def callbacks(model: nn.Module, settings) -> list:
+    """What has to be called while the Trainer trains this arm: those that move ranks."""
+    own = _own_code(settings)
+    return own.callbacks(model, settings) if own is not None else []
+
+
+def ranks(model: nn.Module, settings) -> dict[str, int]:
+    """The rank that each layer has now, by full name, for arms that choose them; {} for others."""
+    own = _own_code(settings)
+    return own.ranks(model) if own is not None else {}
+
+
+def _own_code(settings) -> ModuleType | None:
+    """The module of an arm that chooses its ranks: `configure`, `begin`, `callbacks`, `ranks`.
+
+    Imported by name: the other arms do not depend on this code, so a change of it reruns none of them.
+    """
+    if settings.arm in ("adalora", "eva"):
+        return importlib.import_module("vqlora.rivals")
+    if isinstance(getattr(settings, "ranks", None), str):
+        return importlib.import_module("vqlora.ranks.runs")
+    return None
 
 
 def lora_config(model: nn.Module, settings) -> LoraConfig:
@@ -93,6 +127,9 @@ def vqlora_config(settings) -> LoraConfig:
         control=settings.control,
         control_seed=settings.seed,
         features=settings.gate_features,
+        ranks=settings.ranks,
+        rank_ratio=settings.rank_ratio,
+        budget=settings.budget,
     )
 
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vqlora.config import ConfigError, load_profile, load_run
+from vqlora.config import ConfigError, load_run
 from vqlora.console import duration, lock, say
+from vqlora.experiments import load_profile
 
 EXAMPLES = """examples:
   vqlora list                              what each notebook shows and what it costs

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from vqlora import stats
-from vqlora.config import MainSettings, arm_name, swept_rates
+from vqlora.config import arm_name, swept_rates
+from vqlora.experiments import MainSettings
 from vqlora.store import StoredRun, write_csv
 
 CLIP_METRICS = tuple(
@@ -43,13 +44,13 @@ def clip_values(runs: Iterable[StoredRun], metric: str, values: Callable | None 
     parts = []
     for run in runs:
         part = values(run.examples(), metric)
-        parts.append(part.assign(domain=run.settings.domain, arm=run.settings.arm, seed=run.settings.seed))
+        parts.append(part.assign(domain=run.settings.domain, arm=run.settings.method, seed=run.settings.seed))
     return pd.concat(parts, ignore_index=True)[["domain", "arm", "seed", "clip", "value"]]
 
 
 def arm_names(runs: Sequence[StoredRun]) -> dict[tuple[str, str], str]:
-    """Name of each (arm, bits): the arm alone, with its bits where an arm comes in several."""
-    pairs = {(run.settings.arm, run.settings.bits) for run in runs}
+    """Name of each (method, bits): the method alone, with its bits where it comes in several."""
+    pairs = {(run.settings.method, run.settings.bits) for run in runs}
     alone = {arm: len([pair for pair in pairs if pair[0] == arm]) == 1 for arm, _ in pairs}
     return {(arm, bits): arm if alone[arm] else f"{arm}-{bits}" for arm, bits in sorted(pairs)}
 
@@ -83,7 +84,7 @@ def summarise(
         own = [
             run
             for run in runs
-            if run.settings.domain == domain and (run.settings.arm, run.settings.bits) == pair
+            if run.settings.domain == domain and (run.settings.method, run.settings.bits) == pair
         ]
         for metric in have if metrics is None else metrics:
             lacking = [run.settings.name for run in own if metric not in run.metrics]
@@ -107,7 +108,7 @@ def _cells(runs: Sequence[StoredRun], names: Mapping[tuple[str, str], str]):
         (domain, item)
         for domain in domains
         for item in names.items()
-        if any(r.settings.domain == domain and (r.settings.arm, r.settings.bits) == item[0] for r in runs)
+        if any(r.settings.domain == domain and (r.settings.method, r.settings.bits) == item[0] for r in runs)
     ]
 
 
@@ -200,7 +201,7 @@ def choose_rates(sweep: Sequence[StoredRun], metric: str = "nll") -> pd.DataFram
     """
     rows = [
         {
-            "arm": run.settings.arm,
+            "arm": run.settings.method,
             "bits": run.settings.bits,
             "learning_rate": run.settings.learning_rate,
             "value": run.metrics[metric],
@@ -231,7 +232,7 @@ def settle_rates(main: MainSettings, sweep: Sequence[StoredRun], own: Path, comm
             (path, rates[arm.name]) for path in (own, committed) if arm.name in (rates := swept_rates(path))
         ]
         origin = "profile" if not found else "sweep" if found[0][0] == own else "committed sweep"
-        rows.append((arm.arm, arm.bits, found[0][1] if found else arm.learning_rate, origin))
+        rows.append((arm.label or arm.arm, arm.bits, found[0][1] if found else arm.learning_rate, origin))
     return pd.DataFrame(rows, columns=["arm", "bits", "learning_rate", "origin"])
 
 
@@ -258,7 +259,7 @@ def sweep_table(
             [
                 {
                     "domain": run.settings.domain,
-                    "arm": run.settings.arm,
+                    "arm": run.settings.method,
                     "learning_rate": run.settings.learning_rate,
                     "value": run.metrics[metric],
                 }

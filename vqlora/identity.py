@@ -92,8 +92,11 @@ def tree_hash(tree: ast.AST) -> str:
     return digest(ast.dump(tree))
 
 
-def folder_hash(folder: Path, *, skip: tuple[str, ...] = (".md",)) -> str:
-    """Hash over names and bytes of all files below `folder`, "" without any. Notes (`skip`) do not count."""
+def folder_hash(folder: Path, *, skip: tuple[str, ...] = (".md", ".csv")) -> str:
+    """Hash over names and bytes of all files below `folder`, "" without any.
+
+    Notes, and what was measured of the weights (`skip`), do not count.
+    """
     rows = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix not in skip):
         rows.append([path.relative_to(folder).as_posix(), file_hash(path)])

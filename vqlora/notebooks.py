@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqlora.config import Profile, load_profile, swept_rates
+from vqlora.config import swept_rates
+from vqlora.experiments import Profile, load_profile
 from vqlora.identity import provenance
 from vqlora.store import RunStore, cost_frame, results_frame, write_results
 

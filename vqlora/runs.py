@@ -23,8 +23,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vqlora.config import Profile, RunSettings
+from vqlora.config import RunSettings
 from vqlora.console import duration
+from vqlora.experiments import Profile
 from vqlora.identity import base_hash, code_hash, data_hash, provenance
 from vqlora.store import (
     RunResult,
@@ -42,8 +43,11 @@ __all__ = ["GridError", "RunResult", "RunStore", "StoreError", "StoredRun", "bas
            "cost_frame", "data_hash", "expected_s", "provenance", "results_frame", "run_grid", "run_key",
            "write_csv", "write_results"]
 
-ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer")}  # what `baselines` and `train` take by name
-JUDGE_MODULES = ("vqlora.selection.judge",)  # what `train` takes by name where policies are judged
+# What `baselines` and `train` take by name, so that a change of it reruns only the arms that use it.
+ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer"), "adalora": ("vqlora.rivals",),
+               "eva": ("vqlora.rivals",)}
+RANK_MODULES = ("vqlora.ranks.runs",)                        # of runs that name an allocator
+JUDGE_MODULES = ("vqlora.selection.judge",)                  # where policies are judged
 Execute = Callable[[RunSettings, Path, Path], Any]           # (settings, data_root, work) -> RunResult
 REFRESH_S = 5.0
 
@@ -127,9 +131,11 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
 def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
     """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
     module = execute.__module__ if execute else "vqlora.train"
-    asked = [(module, *ARM_MODULES.get(run.arm, ()), *(JUDGE_MODULES if run.judge else ())) for run in runs]
-    hashes = {modules: code_hash(modules) for modules in set(asked)}
-    return [hashes[modules] for modules in asked]
+    needed = [(module, *ARM_MODULES.get(run.arm, ()), *(RANK_MODULES if run.ranks is not None else ()),
+               *(JUDGE_MODULES if run.judge else ()))
+              for run in runs]
+    hashes = {modules: code_hash(modules) for modules in set(needed)}
+    return [hashes[modules] for modules in needed]
 
 
 def _keys(runs: Sequence[RunSettings], data_root: Path, codes: Sequence[str]) -> list[str]:

@@ -18,19 +18,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vqlora.config import Profile, load_profile
 from vqlora.console import duration, say
+from vqlora.experiments import Profile, load_profile
 from vqlora.identity import PACKAGE, code_hash, data_hash, digest, file_hash, imports_of, tree_hash
 from vqlora.notebooks import Here, NotebookError
 from vqlora.store import whole_file
 
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
-         "07_frames": ("01_data",), "13_architectures": (),
+         "06_ranks": ("01_data",), "07_frames": ("01_data",), "13_architectures": (),
          "90_figures": ("01_data", "02_base", "03_main", "07_frames"),
          "91_tables": ("01_data", "02_base", "03_main", "07_frames", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
-READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"}}
+READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
+         "06_ranks": {"name", "data", "base", "ranks"}}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
 

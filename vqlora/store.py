@@ -36,6 +36,7 @@ UNUSED_BY_FROZEN = frozenset((
     "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
     "question_share", "train_clips", "train_frames", "gradient_checkpointing", "optimizer"))
 OF_GATES = frozenset(("gate", "control", "gate_rate", "gate_features"))
+OF_RANKS = frozenset(("ranks", "rank_ratio", "budget"))
 
 
 class StoreError(OSError):
@@ -60,13 +61,14 @@ class StoredRun:
 
 
 def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: str) -> str:
-    """Identity of a run. Its `experiment` label and the path of its base do not count (the base's bytes do).
+    """Identity of a run. Its labels and the path of its base do not count (the base's bytes do).
 
     Settings that an arm never reads are left out: the seeds of a frozen model are one run.
     """
-    values = settings.model_dump(mode="json", exclude={"experiment", "base"})
+    values = settings.model_dump(mode="json", exclude={"experiment", "label", "base"})
     unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
     unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
+    unused |= {name for name in OF_RANKS if values[name] is None}
     values = {key: value for key, value in values.items() if key not in unused}
     return digest(values, data_hash, base_hash, code_hash)
 
@@ -182,9 +184,9 @@ def _frame(results, columns) -> pandas.DataFrame:
     import pandas
     results = list(results)
     dumps = [run.settings.model_dump(mode="json") for run in results]
-    varying = [name for name in RunSettings.model_fields if name not in (*NAMED, *SHOWN, "base")
+    varying = [name for name in RunSettings.model_fields if name not in (*NAMED, *SHOWN, "base", "label")
                and len({json.dumps(dump[name]) for dump in dumps}) > 1]
-    rows = [{**{name: dump[name] for name in NAMED}, **columns(run, varying)}
+    rows = [{**{name: dump[name] for name in NAMED}, "arm": run.settings.method, **columns(run, varying)}
             for run, dump in zip(results, dumps, strict=True)]
     frame = pandas.DataFrame(rows)
     return frame.sort_values(list(NAMED), kind="stable", ignore_index=True) if rows else frame

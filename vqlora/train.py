@@ -25,7 +25,7 @@ from transformers.integrations import TensorBoardCallback
 
 from vqlora import cost
 from vqlora.base import load_base
-from vqlora.baselines import attach, prepare, trainable_report
+from vqlora.baselines import attach, callbacks, prepare, ranks, trainable_report
 from vqlora.checkpoints import MarkWhole, last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator, shuffled
 from vqlora.data.cache import FrameStore
@@ -36,6 +36,7 @@ from vqlora.naming import describe_model, save_model
 from vqlora.quantize import compute_dtype
 from vqlora.result import RunResult
 
+CALIBRATION_BATCHES = 8  # of the run's own training stream, for arms that read ranks off data
 CONTRASTIVE_SCALE = 12.0  # inverse temperature, about what the base was pretrained with
 _log = logging.getLogger(__name__)
 
@@ -141,26 +142,32 @@ def execute(
     data_root, work = Path(data_root), Path(work)
     cost.reset_resident_peak()
     model, tokenizer = load_base(settings.base)
-    model = attach(prepare(model, settings), settings)
+    model = prepare(model, settings)
     device = next(model.parameters()).device
     choose_attention(model, compute_dtype(settings.compute_dtype, device).name, device)
     per_frame = getattr(model.config, "tokens_per_frame", 4)
-    clips, store, skipped = _clips(data_root, settings.domain, settings.eval_part, settings.eval_clips)
-    costs, metrics, left_out = static_cost(model), {}, skipped
     scored = settings.arm == "vqlora" and settings.gate_features == "scores"
-    if settings.arm != "frozen" and settings.steps:
+    clips, store, left_out = _clips(data_root, settings.domain, settings.eval_part, settings.eval_clips)
+    if settings.arm == "frozen" or not settings.steps:
+        model = attach(model, settings)
+        costs, metrics = static_cost(model), {}
+    else:
         train_clips, train_store, skipped = _clips(data_root, settings.domain, "train", settings.train_clips)
         left_out = left_out + skipped
         require_disjoint(**{"train": train_clips, settings.eval_part: clips})
         share = {"question_share": settings.question_share, "tokens_per_frame": per_frame}
         chosen = {"frames": settings.frames, "select": settings.select, "features": scored}
+        data = ClipDataset(train_clips, train_store, **chosen, seed=settings.seed)
+        collator = Collator(tokenizer, seed=settings.seed, **share)
+        with cost.cpu_seconds() as taken:  # calibration, where ranks are read off data
+            model = attach(model, settings, lambda: first_batches(data, collator, settings, device))
+        costs, metrics = {**static_cost(model), "attach_cpu_s": taken["cpu_s"]}, {}
         probe = ClipDataset(train_clips, train_store, **chosen)  # the same for every seed
         batch = Collator(tokenizer, **share)([probe[i] for i in range(settings.batch_size)])
         batch = {key: value.to(device) for key, value in batch.items()}
         costs |= measure_step(model, batch, settings.contrastive_weight)
-        data = ClipDataset(train_clips, train_store, **chosen, seed=settings.seed)
-        collator = Collator(tokenizer, seed=settings.seed, **share)
         trained = train(model, settings, data, collator, work, progress=progress)
+        metrics |= chosen_ranks(model, settings)
         metrics["train_loss"] = trained.pop("train_loss")
         costs |= trained
         costs["train_bytes"] = (
@@ -196,6 +203,24 @@ def _judged(model, tokenizer, settings, data_root: Path, clips, store):
     exact = load_base(settings.base)[0] if "encoder" in settings.judge else None
     asked = settings.judge, settings.judge_frames
     return judge(model, tokenizer, parts, *asked, exact=exact, seed=settings.seed)
+
+
+def chosen_ranks(model: nn.Module, settings) -> dict[str, float]:
+    """`rank.<layer>` for arms that choose their ranks, and `active_parameters`, what these cost; else {}."""
+    chosen = ranks(model, settings)
+    if not chosen:
+        return {}
+    layers = [(model.get_base_model().get_submodule(name), rank) for name, rank in chosen.items()]
+    active = sum(rank * (layer.in_features + layer.out_features) for layer, rank in layers)
+    return {"active_parameters": float(active), **{f"rank.{n}": float(rank) for n, rank in chosen.items()}}
+
+
+def first_batches(dataset, collator, settings, device, count: int = CALIBRATION_BATCHES) -> list[dict]:
+    """The batches that training begins with: what a run may read before it, of its training part only."""
+    size = settings.batch_size
+    examples = Schedule(dataset, count * size, settings.seed)
+    batches = (collator([examples[i * size + j] for j in range(size)]) for i in range(count))
+    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
 
 def choose_attention(model: nn.Module, compute: str, device: torch.device) -> None:
@@ -263,18 +288,18 @@ def train(
     count = settings.steps * settings.batch_size * settings.accumulation
     examples = Schedule(dataset, count, settings.seed, settings.train_frames, settings.batch_size)
     clock = _StepClock()
-    callbacks = [MarkWhole(), clock]
+    called = [*callbacks(model, settings), MarkWhole(), clock]
     writer = _tensorboard(work / "tensorboard")
     if writer is not None:
         writer.add_text("optimizer", f"{optimizer}: {reason}")
-        callbacks.append(TensorBoardCallback(writer))
+        called.append(TensorBoardCallback(writer))
     arguments = _arguments(settings, optimizer, device, model, work, save_steps, progress)
     trainer = VideoTrainer(
         model,
         arguments,
         collator,
         examples,
-        callbacks=callbacks,
+        callbacks=called,
         optimizers=(_gates_apart(model, settings, arguments) if settings.arm == "vqlora" else None, None),
         contrastive_weight=settings.contrastive_weight,
     )
@@ -339,6 +364,7 @@ def _arguments(settings, optimizer, device, model, work, save_steps, progress) -
         save_strategy="steps",
         save_steps=save_steps,
         save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, settings.steps // 20),
         logging_first_step=True,
         report_to="none",

@@ -15,6 +15,7 @@ from vqlora.modalities import MODALITIES, Modalities, describe, linear_layers, m
 from vqlora.temporal import CONTROLS, GATES, PIXEL_FEATURES, check_features
 
 FEATURES = ("pixels", "scores")
+ALLOCATORS = ("uniform", "ratio", "entropy", "motion", "gradient", "fisher", "relative", "quantization")
 
 
 class VQLoraPeftType(StrEnum):
@@ -33,8 +34,12 @@ class VQLoraConfig(LoraConfig):
     modalities: parts that get adapters, of vision, fusion, text, audio.
     layers: "attention", "attention+mlp" or patterns of full names with `*`.
     ranks: a rank, or {modality, full name, path or pattern with `*`: rank}, of which later entries win and
-        what is not named gets `r`; 0 means no adapter. A word ("gradient") waits for `allocate_ranks`.
-    budget: trainable parameters that `allocate_ranks` spends.
+        what is not named gets `r`; 0 means no adapter. A word ("gradient", "relative", several joined by "+")
+        waits for `allocate_ranks`, which says what each means.
+    budget: trainable parameters, gates counted, that `allocate_ranks` spends.
+    rank_bounds: {modality: (least, greatest rank of a layer)} for `allocate_ranks`.
+    rank_ratio: {modality: share} for ranks "ratio"; a modality that is not named gets rank 0.
+    allocation: how `allocate_ranks` came to the ranks; it fills this in.
     features: "pixels" (from the frames the model gets) or "scores" (`frame_features` [B, T, n] of a forward).
     feature_names, feature_mean, feature_std: n names and the constants that standardise them;
         `calibrate_features` measures the constants.
@@ -56,6 +61,9 @@ class VQLoraConfig(LoraConfig):
     layers: str | Sequence[str] = "attention+mlp"
     ranks: int | str | Mapping[str, int] | None = None
     budget: int | None = None
+    rank_bounds: Mapping[str, Sequence[int]] | None = None
+    rank_ratio: Mapping[str, float] | None = None
+    allocation: Mapping[str, int | str] | None = None
     features: str = "pixels"
     feature_names: Sequence[str] = tuple(PIXEL_FEATURES)
     feature_mean: Sequence[float] | None = None
@@ -100,12 +108,25 @@ class VQLoraConfig(LoraConfig):
         return len(self.feature_names)
 
     def _check_ranks(self) -> None:
-        ranks = self.ranks.values() if isinstance(self.ranks, Mapping) else [self.ranks]
-        if self.ranks is None or isinstance(self.ranks, str):
-            return
-        for rank in ranks:
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-                raise ValueError(f"ranks: {rank!r} is not a rank; allowed: whole numbers from 0")
+        if isinstance(self.ranks, str):
+            allocator_parts(self.ranks)
+            if isinstance(self.budget, bool) or not isinstance(self.budget, int) or self.budget < 1:
+                raise ValueError(
+                    f"budget: {self.budget!r}; ranks {self.ranks!r} need a number of trainable parameters"
+                )
+            if "ratio" in self.ranks.split("+") and not any((self.rank_ratio or {}).values()):
+                raise ValueError(f"rank_ratio: {self.rank_ratio!r}; ranks 'ratio' need {{modality: share}}")
+        elif self.ranks is not None:
+            for rank in self.ranks.values() if isinstance(self.ranks, Mapping) else [self.ranks]:
+                if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+                    raise ValueError(f"ranks: {rank!r} is not a rank; allowed: whole numbers from 0")
+        for modality, share in (self.rank_ratio or {}).items():
+            if not share >= 0:
+                raise ValueError(f"rank_ratio: {share!r} of {modality!r} is below 0")
+        for modality, bounds in (self.rank_bounds or {}).items():
+            whole = len(bounds) == 2 and all(isinstance(bound, int) for bound in bounds)
+            if not whole or not 0 <= bounds[0] <= bounds[1]:
+                raise ValueError(f"rank_bounds: {bounds!r} of {modality!r}; allowed: (least, greatest) rank")
 
     def _check_features(self) -> None:
         self.feature_names = list(self.feature_names)
@@ -151,6 +172,17 @@ class VQLoraConfig(LoraConfig):
             )
 
 
+def allocator_parts(word: str) -> tuple[str, ...]:
+    """The allocators that `word` joins by "+". Raises ValueError for an unknown one."""
+    parts = tuple(word.split("+"))
+    for part in parts:
+        if part not in ALLOCATORS:
+            raise ValueError(
+                f"ranks: {part!r} is no allocator; allowed: {', '.join(ALLOCATORS)}, or several joined by '+'"
+            )
+    return parts
+
+
 def resolve_layers(model: nn.Module, config: VQLoraConfig) -> None:
     """Fill in `target_modules` and `rank_pattern` by full names, in place; check those that came filled in.
 
@@ -190,6 +222,8 @@ def layer_ranks(names: Sequence[str], known: Modalities, config: VQLoraConfig) -
             hits = [name for name in names if known.of(name) == key]
             if not hits:
                 raise ValueError(f"ranks: {key!r} has no layer here; modalities are {config.modalities}")
+        elif key in ranks:
+            hits = [key]
         else:
             hits = match_names(names, [key], "ranks")
         ranks.update(dict.fromkeys(hits, rank))

@@ -1,0 +1,123 @@
+"""What notebook 06 makes of its runs, and the settings it reads."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from vqlora import comparison, rank_study
+from vqlora.config import RunSettings
+from vqlora.experiments import RankSettings, load_profile
+from vqlora.ranks.allocate import load_reference, reference_weights, save_reference
+from vqlora.report.plots import ranks_by_layer
+from vqlora.store import StoredRun, results_frame
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = (
+    "model.vision_tower.layers.0.mlp.fc1",
+    "model.multi_modal_projector.linear_1",
+    "model.language_model.layers.0.mlp.up_proj",
+)
+
+
+class Run(StoredRun):
+    """A stored run whose examples are made up when asked for."""
+
+    def examples(self) -> pd.DataFrame:
+        rng = np.random.default_rng(self.settings.seed)
+        values = self.metrics["nll"] + rng.normal(0, 0.01, 30)
+        return pd.DataFrame({"clip": [f"c{i}" for i in range(30)], "nll": values, "task": "caption"})
+
+
+def column(examples, metric):
+    return pd.DataFrame({"clip": examples["clip"], "value": examples[metric]})
+
+
+def run(label, domain, nll, ranks=(4, 4, 4), seed=0):
+    settings = RunSettings(
+        experiment="06_ranks", label=label, arm="vqlora", bits="nf4", domain=domain, seed=seed,
+        ranks="uniform", budget=100, learning_rate=1e-2, steps=60, train_clips=10, eval_clips=30,
+    )  # fmt: skip
+    metrics = {"nll": nll} | {f"rank.{n}": float(r) for n, r in zip(LAYERS, ranks, strict=True)}
+    return Run(f"{label}{domain}{seed}", settings, metrics, {}, {}, None)
+
+
+NLL = {
+    ("uniform", "language"): 0.80, ("vision-heavy", "language"): 0.90, ("text-heavy", "language"): 0.70,
+    ("relative", "language"): 0.71, ("uniform", "visual"): 1.20, ("vision-heavy", "visual"): 1.10,
+    ("text-heavy", "visual"): 1.30, ("relative", "visual"): 1.13,
+}  # fmt: skip
+RUNS = [run(arm, domain, nll, seed=seed) for (arm, domain), nll in NLL.items() for seed in (0, 1, 2)]
+
+
+def test_methods_of_one_arm_are_told_apart_by_their_labels():
+    summary = comparison.summarise(RUNS, metrics=["nll"], values=column)
+    assert set(summary["arm"]) == {"uniform", "vision-heavy", "text-heavy", "relative"}
+    frame = rank_study.runs_table(results_frame(RUNS))
+    assert set(frame["arm"]) == set(summary["arm"]) and "label" not in frame
+    assert not [name for name in frame if name.startswith("rank.")] and "rank" in frame
+    chosen = comparison.choose_rates(RUNS)
+    assert sorted(chosen["arm"]) == sorted(set(summary["arm"]))
+
+
+def test_regret_is_the_worst_gap_to_the_best_of_a_domain():
+    table = rank_study.regret(comparison.summarise(RUNS, metrics=["nll"], values=column)).set_index("arm")
+    assert table.index[0] == "relative" and table.loc["relative", "worst"] == pytest.approx(0.03, abs=1e-6)
+    assert table.loc["text-heavy", "language"] == 0 and table.loc["text-heavy", "worst"] == pytest.approx(0.2)
+
+
+def test_the_planned_claims_ask_for_both_fixed_splits():
+    tests = comparison.judge(RUNS, rank_study.rank_claims(0.05), values=column)
+    verdicts = tests.set_index(["domain", "comparison"])["verdict"]
+    assert len(verdicts) == 6 and (verdicts == "supported").all()
+    worse = [run("relative", "visual", 1.25, seed=seed) for seed in (0, 1, 2)]
+    kept = [one for one in RUNS if (one.settings.label, one.settings.domain) != ("relative", "visual")]
+    tests = comparison.judge([*kept, *worse], rank_study.rank_claims(0.05), values=column)
+    verdicts = tests.set_index(["domain", "comparison"])["verdict"]
+    assert verdicts["visual", "relative_vs_vision-heavy"] == "denied"
+
+
+def test_ranks_are_read_back_by_layer_and_drawn():
+    runs = [run("a", d, 1.0, (8, 2, 0), seed) for d in ("language", "visual") for seed in (0, 1)]
+    runs += [run("b", d, 1.0, (seed, 4, 6), seed) for d in ("language", "visual") for seed in (0, 1)]
+    layers = rank_study.ranks_of(runs)
+    assert layers["modality"].drop_duplicates().tolist() == ["vision", "fusion", "text"]
+    shares = rank_study.shares(layers).set_index(["domain", "arm"])
+    assert shares.loc[("visual", "a")].tolist() == [0.2, 0.0, 0.8]  # fusion, text, vision
+    moved = rank_study.spread_over_seeds(layers).set_index(["domain", "arm"])["moved_frac"]
+    assert moved["visual", "a"] == 0 and moved["visual", "b"] == pytest.approx(1 / 21)
+    figure = ranks_by_layer(layers)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert np.allclose(shown[0], [[8, 2, 0], [0.5, 4, 6]])
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "full"])
+def test_profiles_compare_methods_at_one_budget(name):
+    ranks = load_profile(name, ROOT).ranks
+    runs = ranks.runs()
+    assert {run.budget for run in runs} == {ranks.budget}
+    assert len({run.method for run in runs}) == len(ranks.arms)
+    assert {"uniform", "relative", "scheduled", "adalora", "eva"} <= {run.method for run in runs}
+    assert len({(run.rank, run.alpha, run.batch_size, run.steps) for run in runs}) == 1
+    assert {run.budget for run in ranks.at(50_000).runs()} == {50_000}
+    assert not {run.seed for run in ranks.sweep_runs()} & {run.seed for run in runs}
+
+
+def test_a_profile_without_a_budget_is_refused():
+    arms = [{"arm": "vqlora", "bits": "nf4", "learning_rate": 1e-2, "overrides": {"ranks": "uniform"}}]
+    values = {"domains": ["a"], "arms": arms, "seeds": [0], "steps": 4, "train_clips": 9, "eval_clips": 9}
+    with pytest.raises(ValueError, match="budget"):
+        RankSettings(**values)
+
+
+def test_a_reference_says_which_weights_it_was_measured_on(tmp_path):
+    path = tmp_path / "source_gradients.csv"
+    assert reference_weights(path) == ""
+    save_reference(path, {"a.b": 2.5, "a.c": 0.125}, "abc")
+    assert reference_weights(path) == "abc" and load_reference(path) == {"a.b": 2.5, "a.c": 0.125}
+    path.write_text("name,value\nx,1\n")
+    with pytest.raises(ValueError, match="source_gradients.csv.*expected columns layer, energy"):
+        load_reference(path)

@@ -1,0 +1,234 @@
+"""Typed settings of whole experiments, i.e. which runs a notebook asks for; a profile holds one of each.
+
+    profile = load_profile("cpu")                 # configs/cpu.yaml
+    runs = profile.main.runs()                    # tuple of RunSettings
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from vqlora.config import (
+    Arm,
+    Bits,
+    DataSettings,
+    PartCounts,
+    PretrainSettings,
+    RunSettings,
+    Settings,
+    arm_name,
+    check_arm,
+)
+from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
+
+JUDGED = ("uniform", "random", "keyframes", "packets", "top-k", "cumulative", "cumulative-coverage",
+          "lowbit-cumulative", "lowbit-change", "segments", "diverse", "mmr", "encoder", "oracles")
+
+
+class ArmSettings(Settings):
+    """One compared method; `learning_rate` is used where no swept rate is on file."""
+
+    label: str | None = None                                 # where several methods are one arm
+    arm: Arm
+    bits: Bits
+    learning_rate: float = Field(ge=0)
+    sweep: tuple[float, ...] = ()                            # learning rates to try on validation
+    overrides: dict[str, Any] = {}                           # fields of RunSettings for this arm alone
+
+    @model_validator(mode="after")
+    def _arm_fits_bits(self) -> ArmSettings:
+        return check_arm(self)
+
+    @property
+    def name(self) -> str:
+        return arm_name(self.label or self.arm, self.bits)
+
+
+class MainSettings(Settings):
+    """The main comparison: every arm on every domain with every seed; before it, learning rates swept."""
+
+    domains: tuple[str, ...] = Field(min_length=1)
+    arms: tuple[ArmSettings, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    steps: int = Field(ge=1)
+    train_clips: int = Field(ge=1)
+    eval_clips: int = Field(ge=1)
+    eval_part: Literal["val", "devtest", "test"] = "test"
+    overrides: dict[str, Any] = {}                           # fields of RunSettings for every arm
+    margin_nll: float = Field(0.05, gt=0)                    # nats a token that count as equal
+    sweep_seeds: tuple[int, ...] = (1000,)                   # tuning has seeds of its own
+    sweep_clips: int = Field(256, ge=1)
+
+    @model_validator(mode="after")
+    def _usable(self) -> MainSettings:
+        for label, values in (("domains", self.domains), ("seeds", self.seeds),
+                              ("arms", [arm.name for arm in self.arms])):
+            twice = sorted({str(v) for v in values if list(values).count(v) > 1})
+            if twice:
+                raise ValueError(f"{label}: {', '.join(twice)} given twice")
+        both = set(self.seeds) & set(self.sweep_seeds)
+        if both and any(arm.sweep for arm in self.arms):
+            raise ValueError(f"sweep_seeds: {min(both)} is also in seeds; the sweep needs seeds of its own")
+        self.runs(), self.sweep_runs()                       # building them checks the overrides
+        return self
+
+    def runs(self, learning_rates: Mapping[str, float] | None = None, *, base: str = "released",
+             experiment: str = "03_main") -> tuple[RunSettings, ...]:
+        """Settings of every run; `learning_rates` by arm name (see `swept_rates`) replace the profile's."""
+        rates = learning_rates or {}
+        return tuple(self._run(arm, domain, seed, rates.get(arm.name, arm.learning_rate), base, experiment,
+                               self.eval_part, self.eval_clips)
+                     for domain in self.domains for arm in self.arms for seed in self.seeds)
+
+    def sweep_runs(self, *, base: str = "released", experiment: str = "03_sweep") -> tuple[RunSettings, ...]:
+        """Settings of the learning-rate sweep, scored on validation; empty where no arm lists rates."""
+        return tuple(self._run(arm, domain, seed, rate, base, experiment, "val", self.sweep_clips)
+                     for domain in self.domains for arm in self.arms
+                     for rate in arm.sweep for seed in self.sweep_seeds)
+
+    def _run(self, arm, domain, seed, rate, base, experiment, part, clips) -> RunSettings:
+        chosen = {"experiment": experiment, "label": arm.label, "arm": arm.arm, "bits": arm.bits,
+                  "domain": domain, "seed": seed, "learning_rate": rate, "steps": self.steps,
+                  "train_clips": self.train_clips, "base": base, "eval_part": part, "eval_clips": clips}
+        for key in (*self.overrides, *arm.overrides):
+            if key in chosen and key != "steps":
+                free = [name for name in RunSettings.model_fields if name not in chosen or name == "steps"]
+                raise ValueError(f"overrides: {key!r} is set by the comparison itself; "
+                                 f"allowed: {', '.join(free)}")
+        try:
+            return parse(RunSettings, {**chosen, **self.overrides, **arm.overrides}, "overrides")
+        except ConfigError as fault:
+            raise ValueError(str(fault).splitlines()[0]) from None
+
+
+class FramesSettings(Settings):
+    """Notebook 07: policies judged on models trained once on mixed frames; and models trained per policy."""
+
+    domains: tuple[str, ...] = Field(min_length=1)           # QLoRA on each, then judged
+    untrained: tuple[str, ...] = ()                          # judged with the base as it is
+    policies: tuple[str, ...] = JUDGED
+    counts: tuple[int, ...] = (1, 2, 4, 8, 16)
+    untrained_counts: tuple[int, ...] = (4, 8)
+    seeds: tuple[int, ...] = (0,)
+    learning_rate: float = Field(1e-2, gt=0)                 # where no swept rate is on file
+    steps: int = Field(40, ge=1)
+    train_clips: int = Field(240, ge=1)
+    val_clips: int = Field(64, ge=1)                         # the oracle is chosen by these
+    test_clips: int = Field(128, ge=1)
+    per_policy: tuple[str, ...] = ("uniform", "packets", "cumulative-coverage")
+    per_policy_counts: tuple[int, ...] = (4, 8)
+    per_policy_domains: tuple[str, ...] = ()
+    per_policy_seeds: tuple[int, ...] = (0,)
+    overrides: dict[str, Any] = {}                           # fields of RunSettings for every run
+
+    @model_validator(mode="after")
+    def _usable(self) -> FramesSettings:
+        if not {"uniform", "oracles"} <= set(self.policies):
+            raise ValueError("policies: needs 'uniform' and 'oracles', between which the others are placed")
+        self.judged_runs(0.0), self.per_policy_runs(0.0)     # building them checks the overrides
+        return self
+
+    def judged_runs(self, learning_rate: float, *, base: str = "released") -> tuple[RunSettings, ...]:
+        """One model per domain and seed, trained on mixed frames of several numbers, under every policy."""
+        judged = {"judge": self.policies, "judge_clips": self.val_clips, "base": base, "bits": "nf4"}
+        trained = {"arm": "qlora", "steps": self.steps, "learning_rate": learning_rate, "select": "mixed",
+                   "train_frames": (4, 8), "judge_frames": self.counts}
+        as_is = {"arm": "frozen", "steps": 0, "learning_rate": 0.0, "judge_frames": self.untrained_counts}
+        pairs = [(domain, seed) for domain in self.domains for seed in self.seeds]
+        return (*(self._run(*pair, **judged, **trained) for pair in pairs),
+                *(self._run(domain, 0, **judged, **as_is) for domain in self.untrained))
+
+    def per_policy_runs(self, learning_rate: float, *, base: str = "released") -> tuple[RunSettings, ...]:
+        """Models trained and tested on the frames of one policy alone."""
+        same = {"arm": "qlora", "bits": "nf4", "steps": self.steps, "learning_rate": learning_rate}
+        return tuple(self._run(domain, seed, **same, base=base, select=policy, frames=count)
+                     for domain in self.per_policy_domains for policy in self.per_policy
+                     for count in self.per_policy_counts for seed in self.per_policy_seeds)
+
+    def _run(self, domain: str, seed: int, **chosen: Any) -> RunSettings:
+        chosen |= {"experiment": "07_frames", "domain": domain, "seed": seed, "train_clips": self.train_clips,
+                   "eval_clips": self.test_clips, "eval_part": "test"}
+        for key in self.overrides:
+            if key in chosen:
+                raise ValueError(f"overrides: {key!r} is set by the experiment itself")
+        try:
+            return parse(RunSettings, {**chosen, **self.overrides}, "overrides")
+        except ConfigError as fault:
+            raise ValueError(str(fault).splitlines()[0]) from None
+
+
+class RankSettings(MainSettings):
+    """A comparison of rank allocations at one budget; `more_budgets` are for tables beside it."""
+
+    budget: int = Field(ge=1)                                # trainable parameters
+    more_budgets: tuple[int, ...] = ()
+
+    def at(self, budget: int) -> RankSettings:
+        """The same comparison at another budget."""
+        return self.model_copy(update={"budget": budget})
+
+    def _run(self, arm, *named) -> RunSettings:
+        overrides = {"budget": self.budget, **arm.overrides}
+        return super()._run(arm.model_copy(update={"overrides": overrides}), *named)
+
+
+class Profile(Settings):
+    """A named set of settings for the whole chain of notebooks; a profile is a file."""
+
+    name: str
+    in_place: bool = False                                   # True: also writes figures/ and paper/generated/
+    data: DataSettings
+    base: PretrainSettings = PretrainSettings()
+    main: MainSettings
+    frames: FramesSettings                                   # of notebook 07
+    ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
+    workers: int = Field(2, ge=1)                            # runs at a time, one process each
+    expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
+
+    @model_validator(mode="after")
+    def _data_is_there(self) -> Profile:
+        for label, part in (("main", self.main), ("ranks", self.ranks)):
+            if part is not None:
+                self._check_domains(label, part)
+        trained = (*self.frames.domains, *self.frames.per_policy_domains)
+        for domain in (*trained, *self.frames.untrained):
+            have = self.data.domains.get(domain, PartCounts())
+            for key, part in (("train_clips", "train"), ("val_clips", "val"), ("test_clips", "test")):
+                if (part != "train" or domain in trained) and getattr(self.frames, key) > getattr(have, part):
+                    raise ValueError(f"frames.{key}: {getattr(self.frames, key)} is more than "
+                                     f"data.domains.{domain}.{part} ({getattr(have, part)})")
+        return self
+
+    def _check_domains(self, label: str, compared: MainSettings) -> None:
+        for domain in compared.domains:
+            if domain not in self.data.domains:
+                raise ValueError(f"{label}.domains: {domain!r} is not in data.domains; allowed: "
+                                 + ", ".join(self.data.domains))
+            have = self.data.domains[domain]
+            for run in compared.runs() + compared.sweep_runs():
+                for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
+                    if run.domain == domain and getattr(run, key) > getattr(have, part):
+                        raise ValueError(f"{label}.{key}: {getattr(run, key)} is more than "
+                                         f"data.domains.{domain}.{part} ({getattr(have, part)})")
+
+
+def load_profile(name_or_path: str | Path, root: str | Path = ".") -> Profile:
+    """Read a profile by name (`cpu` is `<root>/configs/cpu.yaml`) or by path. Raises ConfigError."""
+    text = str(name_or_path)
+    if re.fullmatch(r"[\w-]+", text):
+        path = Path(root, "configs", f"{text}.yaml")
+        if not path.is_file():
+            names = sorted(p.stem for p in Path(root, "configs").glob("*.yaml"))
+            raise ConfigError(f"profile {text!r} is not known{nearest(text, names)}; "
+                              f"allowed: {', '.join(names)}")
+    else:
+        path = Path(text)
+    values = read_mapping(path)
+    values.setdefault("name", path.stem)
+    if values["name"] != path.stem:
+        raise ConfigError(f"{path}: name: {values['name']!r} does not match the file; allowed: {path.stem!r}")
+    return parse(Profile, values, path)

@@ -1,0 +1,122 @@
+"""What notebook 06 asks of its runs: which ranks each method chose, who wins where, what it can lose.
+
+    keep_reference(here.base, here.data)          # source gradients beside the base, once for its weights
+    layers = ranks_of(runs)                       # domain, arm, seed, layer, modality, rank
+    regret(summary)                               # arm, worst gap to the best method over the domains
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from vqlora.store import StoredRun
+
+FIXED = ("vision-heavy", "text-heavy")
+SOURCE_BATCHES, BATCH = 16, 32
+
+
+def rank_claims(margin_nll: float, proposed: str = "relative") -> list[dict]:
+    """The primary comparisons, per domain, on NLL; written down before any run.
+
+    A method that is no worse than either fixed split on every domain needs nobody to know the kind of shift.
+    """
+    no_worse = [{"a": proposed, "b": split, "claim": "no_worse", "margin": margin_nll} for split in FIXED]
+    return [{"a": proposed, "b": "uniform", "claim": "greater"}, *no_worse]
+
+
+def ranks_of(runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """The rank of every layer at the end of every run: domain, arm, seed, place, layer, modality, rank.
+
+    place: number of the layer in the model's order.
+    """
+    found = {id(run): _ranks(run) for run in runs}
+    order, rows = max(found.values(), key=len, default={}), []
+    for run in runs:
+        named = (run.settings.domain, run.settings.method, run.settings.seed)
+        own = found[id(run)]
+        rows += [(*named, i, layer, _part(layer), own.get(layer, 0)) for i, layer in enumerate(order)]
+    return pd.DataFrame(rows, columns=["domain", "arm", "seed", "place", "layer", "modality", "rank"])
+
+
+def _ranks(run: StoredRun) -> dict[str, int]:
+    """Ranks by layer; a layer that a method took off is not among them."""
+    return {key[5:]: int(value) for key, value in run.metrics.items() if key.startswith("rank.")}
+
+
+def shares(layers: pd.DataFrame) -> pd.DataFrame:
+    """Of all ranks, the share in each modality, mean over seeds: domain, arm and a column a modality."""
+    totals = layers.groupby(["domain", "arm", "modality"])["rank"].sum().unstack(fill_value=0)
+    return totals.div(totals.sum(axis=1), axis=0).reset_index()
+
+
+def spread_over_seeds(layers: pd.DataFrame) -> pd.DataFrame:
+    """How much of its ranks a method moves from seed to seed: domain, arm, moved_frac.
+
+    Half the mean absolute difference of two seeds' ranks, over their total; 0 for fixed ranks.
+    """
+    rows = []
+    for (domain, arm), own in layers.groupby(["domain", "arm"]):
+        wide = own.pivot(index="layer", columns="seed", values="rank").to_numpy()
+        pairs = [(i, j) for j in range(wide.shape[1]) for i in range(j)]
+        moved = [abs(wide[:, i] - wide[:, j]).sum() / wide[:, [i, j]].sum() for i, j in pairs]
+        rows.append((domain, arm, sum(moved) / len(moved) if moved else 0.0))
+    return pd.DataFrame(rows, columns=["domain", "arm", "moved_frac"])
+
+
+def regret(summary: pd.DataFrame, metric: str = "nll") -> pd.DataFrame:
+    """How far each method is from the best one of each domain: arm, a column a domain, worst; best first."""
+    wide = summary[summary["metric"] == metric].pivot(index="arm", columns="domain", values="value")
+    gaps = wide - wide.min()
+    return gaps.assign(worst=gaps.max(axis=1)).sort_values("worst").reset_index()
+
+
+def runs_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs' results without a column for each layer's rank, which `ranks_of` has."""
+    return frame[[column for column in frame.columns if not column.startswith("rank.")]]
+
+
+def keep_reference(base: str, data_root: str | Path) -> Path:
+    """Measure the base's source gradients and keep them beside its weights, unless they are there.
+
+    On the source domain's validation clips: the base's own distribution, and no clip of a target.
+    base: `released` or a folder. Returns the file; ranks "relative" find it by themselves.
+    """
+    import torch
+
+    from vqlora.base import RELEASED, load_base
+    from vqlora.data.batches import ClipDataset, Collator
+    from vqlora.data.cache import FrameStore
+    from vqlora.data.formats import load_kinemoji
+    from vqlora.quantize import load_quantized
+    from vqlora.ranks.allocate import REFERENCE, measure_reference, reference_weights, save_reference
+    from vqlora.train import batch_loss, choose_attention
+
+    folder = RELEASED if base == "released" else Path(base)
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if reference_weights(folder / REFERENCE) == weights:
+        return folder / REFERENCE
+    model, tokenizer = load_base(base)
+    model = load_quantized(model, "nf4")
+    device = next(model.parameters()).device
+    choose_attention(model, model.vqlora_precision.compute, device)
+    clips = load_kinemoji(Path(data_root), "source", "val").clips
+    data = ClipDataset(clips, FrameStore(clips, Path(data_root) / "cache", progress=False), seed=0)
+    collator = Collator(tokenizer, seed=0, tokens_per_frame=getattr(model.config, "tokens_per_frame", 4))
+    count = min(SOURCE_BATCHES, max(1, len(data) // BATCH))
+    numbers = torch.arange(count * BATCH).remainder(len(data)).view(count, BATCH).tolist()
+    batches = ({k: v.to(device) for k, v in collator([data[i] for i in row]).items()} for row in numbers)
+    found = measure_reference(model, batches, loss=lambda model, batch: batch_loss(model, batch, 0.25)[0])
+    save_reference(folder / REFERENCE, found, weights)
+    return folder / REFERENCE
+
+
+def _part(layer: str) -> str:
+    """Vision, fusion or text, by the paths of the embedded base."""
+    found = re.search(r"vision_tower|multi_modal_projector|language_model", layer)
+    known = {"vision_tower": "vision", "multi_modal_projector": "fusion", "language_model": "text"}
+    return known[found.group()] if found else "other"
