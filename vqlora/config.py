@@ -1,5 +1,5 @@
-"""Typed settings of a run, of the data and of the base; read from YAML or JSON. Those of whole experiments, and
-the profiles, are in `vqlora.experiments`.
+"""Typed settings of a run, of the data and of the base, read from YAML or JSON; `vqlora.experiments` has those
+of whole experiments and the profiles.
 
 A settings object is a value: frozen, comparable, written out in full by `model_dump`. Files are read
 strictly (text is never taken for a number) and each fault is one line, `file: key: value, what is allowed`.
@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vqlora.settings_file import ConfigError, parse, read_mapping
 
-__all__ = ["ConfigError", "DataSettings", "PartCounts", "PretrainSettings", "RunSettings", "arm_name", "load_run",
-           "swept_rates"]
+__all__ = ["ConfigError", "DataSettings", "PartCounts", "PretrainSettings", "RunSettings", "arm_name",
+           "load_run", "swept_rates"]
 
 Arm = Literal["frozen", "full", "lora", "qlora", "vqlora", "adalora", "eva"]
 Bits = Literal["nf4", "fp4", "int8", "bf16"]
