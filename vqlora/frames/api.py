@@ -126,7 +126,7 @@ def score_video(path: str | Path, *, sha256: str | None = None, colour: bool = T
     times_s: list[float] = []
 
     def planes() -> Iterator:
-        for picture in stream(path, sha256):
+        for picture in stream(path, sha256, twice=False):  # frames are read, and checked, later
             times_s.append(picture.time_s)
             yield pick_yuv(*picture.yuv(), with_colour=colour)
 
