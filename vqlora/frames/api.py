@@ -38,13 +38,16 @@ _PIXELS: dict[str, tuple[Callable[[FrameScores, int], np.ndarray], str]] = {
     "diverse": (lambda s, k: select.diverse(s.thumbs, k), "median_distance"),
     "mmr": (lambda s, k: select.mmr(s.thumbs, s.motion, k), "motion"),
 }
+_STEPS = {"cumulative": 0.0, "cumulative-coverage": COVERAGE, "lowbit-cumulative": COVERAGE,
+          "packets": COVERAGE}
 POLICIES = ("uniform", "random", "keyframes", "packets", *_PIXELS, "encoder")
 
 
 @dataclass(frozen=True)
 class Selection:
     """Chosen `frames` (int64, ascending) of `n_frames`, with the time of every frame `times_s` `[T]`, and the
-    `curve` `[T]` the policy went by, named `curve_name` (None for uniform, random, encoder)."""
+    `curve` `[T]` the policy went by, named `curve_name` (None for uniform, random, encoder). `reached` `[T]`
+    is the sum of it that the chosen frames are equal steps of, for the policies that choose so."""
 
     frames: np.ndarray
     n_frames: int
@@ -52,6 +55,7 @@ class Selection:
     policy: str
     curve: np.ndarray | None = None
     curve_name: str = ""
+    reached: np.ndarray | None = None
 
 
 def select_frames(video: str | Path | np.ndarray, k: int | None = None, policy: str = DEFAULT, *,
@@ -115,7 +119,8 @@ def selection(video: str | Path | np.ndarray, k: int | None = None, policy: str 
         chosen = choose(k)
         if k > n_frames:
             warnings.warn(f"{name} has {n_frames} frames, fewer than the {k} asked for", stacklevel=3)
-    return Selection(np.asarray(chosen, np.int64), n_frames, times_s, policy, curve, curve_name)
+    steps = select.accumulated(curve, len(chosen), _STEPS[policy]) if policy in _STEPS else None
+    return Selection(np.asarray(chosen, np.int64), n_frames, times_s, policy, curve, curve_name, steps)
 
 
 def score_video(path: str | Path, *, sha256: str | None = None, colour: bool = True) -> FrameScores:
