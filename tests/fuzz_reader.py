@@ -122,8 +122,8 @@ def serve(limit_s: float) -> None:
 
 
 def forked(job: dict, limit_s: float) -> str:
-    """The outcome of a reading that may take `limit_s` of CPU time, and ten times that of the clock's (the
-    machine may be busy)."""
+    """The outcome of a reading that may take `limit_s` of CPU time, and thirty times that of the clock's
+    (the machine may be busy)."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -131,7 +131,7 @@ def forked(job: dict, limit_s: float) -> str:
         os.write(theirs, read(job).encode())
         os._exit(0)
     os.close(theirs)
-    readable, _, _ = select.select([ours], [], [], 10 * limit_s)
+    readable, _, _ = select.select([ours], [], [], 30 * limit_s)
     said = os.read(ours, 99).decode() if readable else ""
     os.close(ours)
     if not readable:

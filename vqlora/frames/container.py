@@ -119,7 +119,7 @@ class Picture:
 class Video:
     """An open container and its first video stream, with errors turned into VideoError.
 
-    `twice` also decodes by a second way where that shows more damage (VP8, VP9, HEVC), in twice the time.
+    `twice` also decodes by a second way where that shows more damage (VP9, HEVC), in twice the time.
     """
 
     def __init__(self, path: Path | str, strict: bool = True, decode: bool = True, twice: bool = False):

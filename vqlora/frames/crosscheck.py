@@ -1,9 +1,10 @@
 """A second decoding beside the first, where two ways to decode a damaged file tell different things.
 
 Most decoders read on through damaged bits and give a picture; a second one of the same kind gives the same
-picture. In three codecs another way through the same bits exists, and it stumbles over most such damage:
+picture. In two codecs another way through the same bits exists, and it stumbles over most such damage:
 
-- VP8, VP9: libvpx refuses bits read past the end of a partition; FFmpeg's own decoder takes them for zeros.
+- VP9: libvpx refuses bits read past the end of a tile; FFmpeg's own decoder takes them for zeros. (In VP8
+  libvpx takes them for zeros, too.)
 - HEVC whose rows of blocks can be decoded in parallel (x265's default): with threads FFmpeg's decoder starts
   each row where the slice header says (ISO/IEC 23008-2, 7.4.7.1, entry points), without them where the row
   before happened to end. After damage the pictures differ.
@@ -19,7 +20,7 @@ from typing import Any
 import av
 import numpy as np
 
-_LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_LIBVPX = {"vp9": "libvpx-vp9"}
 
 
 def cross_check(context: Any) -> CrossCheck | None:

@@ -127,7 +127,7 @@ def frame_times(path: Path) -> np.ndarray:
 def stream(path: Path, sha256: str | None = None, *, twice: bool | None = None) -> Iterator[Picture]:
     """Every frame in order of display, in constant memory: `picture.rgb()`, `.yuv()`, `.number`, `.time_s`.
 
-    `twice` decodes VP8, VP9 and HEVC by a second way too, which shows most damage that the first does not; by
+    `twice` decodes VP9 and HEVC by a second way too, which shows most damage that the first does not; by
     default where no `sha256` vouches for the file. Raises VideoError at the frame where damage shows, also at
     the end for frames that are missing.
     """
