@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from vqlora.selection.gains import closed_gap, summary
+
 DOMAINS = ("language", "visual")
 ARMS = {"frozen": 4.2, "full": 0.68, "lora": 0.742, "qlora": 0.7475}
 BYTES = {"frozen": 0.0, "full": 161.4e6, "lora": 122.25e6, "qlora": 119.5e6}
@@ -14,10 +16,11 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
-    for folder in ("01_data", "02_base", "03_main", "13_architectures"):
+    for folder in ("01_data", "02_base", "03_main", "07_frames", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _data(results / "01_data")
+    _frames(results / "07_frames")
     _architectures(results / "13_architectures")
     pd.DataFrame(
         [
@@ -38,6 +41,22 @@ def _architectures(folder: Path) -> None:
     shares = [[model, gate, 8, 4000, n, n / 4000] for model in ("A", "B") for gate, n in kinds.items()]
     columns = ["model", "gate", "rank", "adapter_parameters", "gate_parameters", "gate_frac"]
     pd.DataFrame(shares, columns=columns).to_csv(folder / "gates.csv", index=False)
+
+
+def _frames(folder: Path) -> None:
+    gains = {"uniform": 0.0, "packets": 0.1, "cumulative-coverage": 0.2, "diverse": 0.25, "top-k": -0.1,
+             "oracle": 0.3}  # fmt: skip
+    rows = [(domain, frames, policy, 96, 1.5 - gain / frames**0.5, 0.5, 0.4, 0.8 + gain / 5, gain, 0.03)
+            for domain in ("language", "bursts", "inserts-twin") for frames in (1, 4, 8)
+            for policy, gain in gains.items()]  # fmt: skip
+    columns = ["domain", "frames", "policy", "clips", "nll", "slot", "exact", "seen", "gain", "gain_se"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.to_csv(folder / "policies.csv", index=False)
+    summary(table, closed_gap(table), "diverse").to_csv(folder / "summary.csv", index=False)
+    trained = [("visual", k, policy, 3, 1.2 - k / 50, 0.6, 0.01 * k, 0.004)
+               for k in (4, 8) for policy in ("uniform", "packets")]  # fmt: skip
+    heads = ["domain", "frames", "policy", "seeds", "nll", "slot", "gain", "gain_se"]
+    pd.DataFrame(trained, columns=heads).to_csv(folder / "per_policy.csv", index=False)
 
 
 def _main(folder: Path) -> None:

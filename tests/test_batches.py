@@ -14,7 +14,7 @@ from little_videos import damage, encode, shown
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vqlora.data import cache
+from vqlora.data import batches, cache
 from vqlora.data.batches import (
     SPECIAL_TOKENS,
     ClipDataset,
@@ -26,6 +26,9 @@ from vqlora.data.batches import (
 )
 from vqlora.data.cache import ArrayStore, CacheError, FrameStore
 from vqlora.data.clips import Clip, Question, TrueEvent
+from vqlora.data.kinemoji.encode import write_video
+from vqlora.frames import select_frames
+from vqlora.frames.scores import score_frames
 
 WORDS = "the dog cat spins jumps what how many ? one two".split()
 QUESTIONS = (Question("what", "what spins ?", ("dog", "cat"), 0),
@@ -218,11 +221,53 @@ def test_random_frames_depend_on_seed_epoch_and_index_only(clips):
 
 
 def test_a_policy_can_be_a_function_of_the_clip(clips):
-    def last(clip, n_frames, k, rng):
-        return np.arange(n_frames - k, n_frames)
+    def last(footage, k, rng):
+        return np.arange(footage.n_frames - k, footage.n_frames)
 
     assert ClipDataset(clips, drawn(clips), 2, last)[0].frames[:, 0, 0, 0].tolist() == [38, 39]
     assert 4 in ClipDataset(clips, drawn(clips), 2, "cover")[0].frames[:, 0, 0, 0]
+
+
+def moving(clips, seed=0):
+    """Still, noisy frames in which a square moves from frame 20 to 25."""
+    rng = np.random.default_rng(seed)
+    films = rng.normal(100, 0.5, (len(clips), 40, 64, 64, 3))
+    for t in range(40):
+        x = 8 + 6 * min(max(t - 20, 0), 5)
+        films[:, t, 24:40, x:x + 16] += 80
+    return ArrayStore(clips, [film.clip(0, 255).astype(np.uint8) for film in films])
+
+
+def test_frames_are_chosen_by_the_scores_that_the_gate_reads_and_scored_once(clips, monkeypatch):
+    calls = []
+    monkeypatch.setattr(batches, "score_frames", lambda frames: calls.append(1) or score_frames(frames))
+    store = moving(clips)
+    data = ClipDataset(clips, store, 6, "cumulative-coverage", features=True)
+    item = data[1]
+    numbers = np.rint(item.times * 39).astype(int)
+    assert numbers.tolist() == select_frames(store[1], 6, "cumulative-coverage").tolist()
+    assert sum(20 <= n <= 25 for n in numbers) >= 3
+    np.testing.assert_array_equal(item.features, score_frames(store[1]).features()[numbers])
+    assert data[1 + 6 * 4].features.tolist() == item.features.tolist()  # a later epoch
+    assert data.item(1, 3).frames.shape[0] == 3 and len(calls) <= 2
+
+
+def test_features_reach_the_batch_only_where_they_are_asked_for(tokenizer, clips):
+    plain, scored = (ClipDataset(clips, moving(clips), 4, features=asked) for asked in (False, True))
+    batch = Collator(tokenizer)([scored[0], scored[1]])
+    assert batch["frame_features"].shape == (2, 4, 6) and batch["frame_features"].dtype == torch.float32
+    assert "frame_features" not in Collator(tokenizer)([plain[0]])
+
+
+def test_policies_of_packets_need_one_packet_a_frame(clips, tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, moving(clips[:1])[0])
+    clip = dataclasses.replace(clips[0], path=path)
+    data = ClipDataset([clip], ArrayStore([clip], [moving([clip])[0]]), 6, "packets")
+    assert np.rint(data[0].times * 39).tolist() == select_frames(path, 6, "packets").tolist()
+    short = ClipDataset([clip], ArrayStore([clip], [moving([clip])[0][:30]]), 6, "packets")
+    with pytest.raises(ValueError, match="clip c0: .*a.mp4 has 40 packets for 30 frames"):
+        short[0]
 
 
 # --- batches

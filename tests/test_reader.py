@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from little_videos import damage, encode, hide_start, pictures, shown
 
+from vqlora.data.batches import footage_of
 from vqlora.data.clips import Clip, TrueEvent
 from vqlora.frames import manifest, reader, workers
 from vqlora.frames.manifest import check_videos
+from vqlora.frames.policies import policy
 from vqlora.frames.reader import VideoError, check, probe, read_frames
-from vqlora.frames.select import cover, jittered, mixed, policy, uniform
+from vqlora.frames.select import cover, jittered, mixed, uniform
 from vqlora.frames.workers import run_jobs
 
 HAS_DECORD = True
@@ -256,8 +258,8 @@ def test_cover_sees_short_events_that_uniform_misses():
 
 def test_cover_without_events_is_uniform_and_needs_to_know_them():
     assert cover(40, 8, []).tolist() == uniform(40, 8).tolist()
-    clip = Clip("a", None, "test", {})
+    footage = footage_of(Clip("a", None, "test", {}), np.zeros((40, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="clip a: select 'cover' needs its true events"):
-        policy("cover")(clip, 40, 8, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="'best' is not one of uniform, jittered, mixed, cover"):
+        policy("cover")(footage, 8, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="'best' is not one of uniform, jittered, random, mixed, keyframes"):
         policy("best")

@@ -19,6 +19,8 @@ from vqlora.frames.select import (
     low_bit_change,
     mmr,
     random_frames,
+    segments,
+    stretches,
     tell_apart,
     top_k,
     uniform,
@@ -37,6 +39,7 @@ def every_policy(n, k, seed, kind):
         "keys": key_frames(rng.random(n) < 0.2, k), "cumulative": cumulative(score, k),
         "coverage": cumulative(score, k, 0.3), "diverse": diverse(rows, k), "mmr": mmr(rows, score, k),
         "lowbit": low_bit_change(rows, k), "encoder": tell_apart(rows.astype(np.float32), k, 0.5),
+        "segments": segments(rows, k),
     }.items()
 
 
@@ -73,6 +76,40 @@ def test_chosen_frames_are_equal_steps_of_what_is_reached(video):
         before = np.append(0, found.reached)[found.frames]
         assert (before <= levels).all() and (levels < found.reached[found.frames] + 1e-9).all(), policy
     assert selection(video, 6, "top-k").reached is None is selection(video, 6, "uniform").reached
+
+
+def still(n, noise, seed=0):
+    """Block means [n, 256] of a still, noisy picture."""
+    return np.random.default_rng(seed).normal(100, noise, (n, 256)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_stretches_are_where_something_small_moves_and_not_cuts_or_flicker(noise):
+    thumbs = still(60, noise)
+    for frame in range(10, 17):
+        thumbs[frame, 20 + frame:23 + frame] += 60  # a small thing passes
+    thumbs[30:] += 40  # everything is brighter: light
+    thumbs[45] = 255 - thumbs[45]  # one spliced-in frame
+    found = stretches(thumbs)
+    assert [(s.start, s.end) for s in found] == [(10, 18)]
+    assert set(segments(thumbs, 2).tolist()) == {14, 18}
+    assert ((segments(thumbs, 4) >= 9) & (segments(thumbs, 4) <= 18)).all()
+
+
+def test_two_things_that_move_one_after_the_other_in_different_places_are_two_stretches():
+    thumbs = still(40, 0.5)
+    for frame in range(10, 16):
+        thumbs[frame, 2 * frame:2 * frame + 3] += 60
+    for frame in range(17, 23):
+        thumbs[frame, 150 + 2 * frame:153 + 2 * frame] += 60
+    one, two = stretches(thumbs)
+    assert abs(one.end - 16) <= 1 and abs(two.start - 16) <= 1
+    assert len(segments(thumbs, 1)) == 1
+
+
+def test_nothing_that_moves_means_even_frames():
+    assert segments(np.full((40, 256), 9, np.uint8), 5).tolist() == uniform(40, 5).tolist()
+    assert segments(np.full((1, 4), 9, np.uint8), 5).tolist() == [0]
 
 
 def test_a_hard_cut_takes_one_frame():

@@ -92,6 +92,7 @@ def vqlora_config(settings) -> LoraConfig:
         gate=settings.gate,
         control=settings.control,
         control_seed=settings.seed,
+        features=settings.gate_features,
     )
 
 

@@ -30,6 +30,8 @@ Modality = Literal["vision", "fusion", "text", "audio"]
 
 _BITS_OF_ARM = {"frozen": ("nf4", "fp4", "int8", "bf16"), "full": ("bf16",), "lora": ("bf16",),
                 "qlora": ("nf4", "fp4", "int8"), "vqlora": ("nf4", "fp4", "int8", "bf16")}
+JUDGED = ("uniform", "random", "keyframes", "packets", "top-k", "cumulative", "cumulative-coverage",
+          "lowbit-cumulative", "lowbit-change", "segments", "diverse", "mmr", "encoder", "oracles")
 
 
 class Settings(BaseModel):
@@ -55,6 +57,7 @@ class RunSettings(Settings):
     gate: Literal["none", "scalar", "rank", "mixture", "selective"] = "rank"  # of arm vqlora, as the next two
     control: Literal["constant", "shuffled", "random"] | None = None
     gate_rate: float = Field(5.0, gt=0)                      # times learning_rate
+    gate_features: Literal["pixels", "scores"] = "pixels"    # or of all frames, as `select` sees them
     learning_rate: float = Field(ge=0)
     steps: int = Field(ge=0)
     batch_size: int = Field(32, ge=1)
@@ -65,7 +68,11 @@ class RunSettings(Settings):
     contrastive_weight: float = Field(0.25, ge=0)
     question_share: float = Field(0.4, ge=0, le=1)
     frames: int = Field(8, ge=1)
+    train_frames: tuple[int, ...] = ()                       # cycled over the steps; empty: `frames`
     select: str = "uniform"
+    judge: tuple[str, ...] = ()                              # policies to evaluate instead of `select`
+    judge_frames: tuple[int, ...] = ()                       # with as many frames each
+    judge_clips: int = Field(0, ge=0)                        # also of validation, to choose a policy by
     train_clips: int = Field(ge=1)
     eval_clips: int = Field(ge=1)
     eval_part: Literal["val", "devtest", "test"] = "val"
@@ -77,6 +84,11 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _arm_fits_bits(self) -> RunSettings:
+        if bool(self.judge) != bool(self.judge_frames):
+            raise ValueError("judge: needs judge_frames, and judge_frames needs it")
+        for key in ("train_frames", "judge_frames"):
+            if min(getattr(self, key), default=1) < 1:
+                raise ValueError(f"{key}: {min(getattr(self, key))} frames; at least 1 is allowed")
         return _check_arm(self)
 
     @property
@@ -112,9 +124,9 @@ class PretrainSettings(Settings):
     pretrain: bool = False                                   # False: evaluate the released base only
     val_clips: int = Field(512, ge=1)
     seed: int = Field(0, ge=0)
-    steps: int = Field(1030, ge=1)
+    steps: int = Field(1000, ge=1)
     vision_steps: int = Field(200, ge=0)                     # of them: vision tower alone, on dense labels
-    batch_size: int = Field(48, ge=1)
+    batch_size: int = Field(40, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -218,6 +230,62 @@ class MainSettings(Settings):
             raise ValueError(str(fault).splitlines()[0]) from None
 
 
+class FramesSettings(Settings):
+    """Notebook 07: policies judged on models trained once on mixed frames; and models trained per policy."""
+
+    domains: tuple[str, ...] = Field(min_length=1)           # QLoRA on each, then judged
+    untrained: tuple[str, ...] = ()                          # judged with the base as it is
+    policies: tuple[str, ...] = JUDGED
+    counts: tuple[int, ...] = (1, 2, 4, 8, 16)
+    untrained_counts: tuple[int, ...] = (4, 8)
+    seeds: tuple[int, ...] = (0,)
+    learning_rate: float = Field(1e-2, gt=0)                 # where no swept rate is on file
+    steps: int = Field(40, ge=1)
+    train_clips: int = Field(240, ge=1)
+    val_clips: int = Field(64, ge=1)                         # the oracle is chosen by these
+    test_clips: int = Field(128, ge=1)
+    per_policy: tuple[str, ...] = ("uniform", "packets", "cumulative-coverage")
+    per_policy_counts: tuple[int, ...] = (4, 8)
+    per_policy_domains: tuple[str, ...] = ()
+    per_policy_seeds: tuple[int, ...] = (0,)
+    overrides: dict[str, Any] = {}                           # fields of RunSettings for every run
+
+    @model_validator(mode="after")
+    def _usable(self) -> FramesSettings:
+        if not {"uniform", "oracles"} <= set(self.policies):
+            raise ValueError("policies: needs 'uniform' and 'oracles', between which the others are placed")
+        self.judged_runs(0.0), self.per_policy_runs(0.0)     # building them checks the overrides
+        return self
+
+    def judged_runs(self, learning_rate: float, *, base: str = "released") -> tuple[RunSettings, ...]:
+        """One model per domain and seed, trained on mixed frames of several numbers, under every policy."""
+        judged = {"judge": self.policies, "judge_clips": self.val_clips, "base": base, "bits": "nf4"}
+        trained = {"arm": "qlora", "steps": self.steps, "learning_rate": learning_rate, "select": "mixed",
+                   "train_frames": (4, 8), "judge_frames": self.counts}
+        as_is = {"arm": "frozen", "steps": 0, "learning_rate": 0.0, "judge_frames": self.untrained_counts}
+        pairs = [(domain, seed) for domain in self.domains for seed in self.seeds]
+        return (*(self._run(*pair, **judged, **trained) for pair in pairs),
+                *(self._run(domain, 0, **judged, **as_is) for domain in self.untrained))
+
+    def per_policy_runs(self, learning_rate: float, *, base: str = "released") -> tuple[RunSettings, ...]:
+        """Models trained and tested on the frames of one policy alone."""
+        same = {"arm": "qlora", "bits": "nf4", "steps": self.steps, "learning_rate": learning_rate}
+        return tuple(self._run(domain, seed, **same, base=base, select=policy, frames=count)
+                     for domain in self.per_policy_domains for policy in self.per_policy
+                     for count in self.per_policy_counts for seed in self.per_policy_seeds)
+
+    def _run(self, domain: str, seed: int, **chosen: Any) -> RunSettings:
+        chosen |= {"experiment": "07_frames", "domain": domain, "seed": seed, "train_clips": self.train_clips,
+                   "eval_clips": self.test_clips, "eval_part": "test"}
+        for key in self.overrides:
+            if key in chosen:
+                raise ValueError(f"overrides: {key!r} is set by the experiment itself")
+        try:
+            return parse(RunSettings, {**chosen, **self.overrides}, "overrides")
+        except ConfigError as fault:
+            raise ValueError(str(fault).splitlines()[0]) from None
+
+
 class Profile(Settings):
     """A named set of settings for the whole chain of notebooks; a profile is a file."""
 
@@ -226,6 +294,7 @@ class Profile(Settings):
     data: DataSettings
     base: PretrainSettings = PretrainSettings()
     main: MainSettings
+    frames: FramesSettings
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
     expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
 
@@ -241,6 +310,13 @@ class Profile(Settings):
                     if run.domain == domain and getattr(run, key) > getattr(have, part):
                         raise ValueError(f"main.{key}: {getattr(run, key)} is more than "
                                          f"data.domains.{domain}.{part} ({getattr(have, part)})")
+        trained = (*self.frames.domains, *self.frames.per_policy_domains)
+        for domain in (*trained, *self.frames.untrained):
+            have = self.data.domains.get(domain, PartCounts())
+            for key, part in (("train_clips", "train"), ("val_clips", "val"), ("test_clips", "test")):
+                if (part != "train" or domain in trained) and getattr(self.frames, key) > getattr(have, part):
+                    raise ValueError(f"frames.{key}: {getattr(self.frames, key)} is more than "
+                                     f"data.domains.{domain}.{part} ({getattr(have, part)})")
         return self
 
 

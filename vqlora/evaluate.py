@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from vqlora import metrics, scoring
-from vqlora.data.batches import ClipDataset, Layout, pixels
+from vqlora.data.batches import ClipDataset, Item, Layout, pixels
 from vqlora.data.clips import Clip, Question
 from vqlora.metrics import metric_values as metric_values
 
@@ -60,6 +60,7 @@ def evaluate(
     parser: Parser | None = None,
     scorer: metrics.CaptionScorer | None = None,
     blind: bool = False,
+    features: bool = False,
 ) -> Evaluation:
     """Score `model` on those of `clips` whose decoded frames are in `store` (uint8 [T, H, W, 3] by clip id).
 
@@ -69,7 +70,7 @@ def evaluate(
     pairs, for slot, exact and order accuracy against what the first reference tells; default: Kinemoji's
     where clips carry true events. scorer: reference metrics; default: the one of this process, which keeps
     METEOR open for the next call. blind: each clip gets the frames of another one, which shows what the model
-    knows without seeing.
+    knows without seeing. features: the model's gates read `frame_features`, which the frames' scores make.
     Raises ValueError for no readable clip, or a clip without captions in `language` beside others with some.
     """
     asked, clips = len(clips), [clip for clip in clips if clip.id in store]
@@ -77,15 +78,17 @@ def evaluate(
     if len(clips) < 1 + blind:
         raise ValueError(f"evaluation{' of blind models' * blind} needs at least {1 + blind} readable clips, "
                          f"got {len(clips)} ({gone} left out)")
-    references = _references(clips, language)
+    references = references_of(clips, language)
     if parser is None and references and all(clip.events is not None for clip in clips):
         from vqlora.data.kinemoji.language import parse
 
         parser = partial(parse, language=language)
     shown = clips[len(clips) // 2 :] + clips[: len(clips) // 2] if blind else clips
-    reader = _Reader(model, tokenizer, ClipDataset(shown, store, frames, select), language, max_new_tokens)
+    data = ClipDataset(shown, store, frames, select, features=features)
+    reader = Reader(model, tokenizer, data, language, max_new_tokens)
     with scoring.scoring_mode(model):
         said = reader.ask(clips, references, batch_size)
+        reader.embed(clips, references, said)
     parts = [_question_rows(clips, said)]
     if references:
         scorer = scorer or metrics.shared_scorer(language)
@@ -99,7 +102,7 @@ def evaluate(
     return Evaluation(summary, table.astype(types))
 
 
-def _references(clips: Sequence[Clip], language: str) -> dict[str, tuple[str, ...]]:
+def references_of(clips: Sequence[Clip], language: str) -> dict[str, tuple[str, ...]]:
     """Reference captions by clip id; empty if no clip has any caption."""
     if not any(clip.captions for clip in clips):
         return {}
@@ -122,10 +125,10 @@ class _Said:
     text: np.ndarray | None = None
 
 
-class _Reader:
+class Reader:
     """Puts every question to the model; `data[k]` is what is shown for clip k."""
 
-    def __init__(self, model, tokenizer, data: ClipDataset, language: str, max_new_tokens: int) -> None:
+    def __init__(self, model, tokenizer, data: Sequence[Item], language: str, max_new_tokens: int) -> None:
         self.model, self.data, self.language, self.max_new_tokens = model, data, language, max_new_tokens
         self.layout = Layout(tokenizer, scoring.below(model).config.tokens_per_frame)
         self.device = next(model.parameters()).device
@@ -149,12 +152,15 @@ class _Reader:
                 if held_bytes > HELD_BYTES or batch[-1] == order[-1]:
                     self._caption(waiting)
                     waiting = []
+        return said
+
+    def embed(self, clips: Sequence[Clip], references, said: Sequence[_Said]) -> None:
+        """Set the text vector of each clip, that of its first reference."""
         if references:
             rows = [self.layout.text(references[clip.id][0]) for clip in clips]
             vectors = scoring.embed_texts(self.model, rows, self.layout.pad).float().cpu().numpy()
             for one, vector in zip(said, vectors, strict=True):
                 one.text = vector
-        return said
 
     def _caption(self, waiting: Sequence[tuple[Sequence[_Said], object]]) -> None:
         """Caption several batches at once: a step costs nearly as much for few rows as for many."""
@@ -185,7 +191,11 @@ class _Reader:
         shown = [self.data[k] for k in batch]
         frames = pixels([item.frames for item in shown]).to(self.device)
         times = torch.from_numpy(np.stack([item.times for item in shown])).to(self.device)
-        cache, vectors = scoring.encode(self.model, self.layout.prefix(frames.shape[1]), frames, times)
+        scores = None
+        if shown[0].features is not None:
+            scores = torch.from_numpy(np.stack([item.features for item in shown])).to(self.device)
+        prefix = self.layout.prefix(frames.shape[1])
+        cache, vectors = scoring.encode(self.model, prefix, frames, times, scores)
         return cache, vectors.float().cpu().numpy()
 
     def _decode(self, cache, stems) -> list[str]:

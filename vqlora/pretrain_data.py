@@ -14,6 +14,7 @@ from .data.kinemoji.questions import questions
 from .data.kinemoji.render import render, states_at
 from .data.kinemoji.scenes import sample_scene
 from .data.kinemoji.sprites import SPRITES, load_sprites
+from .frames.select import cover
 
 IGNORE = -100
 NOBODY = len(SPRITES)  # dense label of a patch that no sprite covers
@@ -59,9 +60,11 @@ class SourceClips(torch.utils.data.Dataset):
 
 
 def mixed_frames(scene, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Sorted frame numbers: evenly spaced, random, or centred on the events, so that any later policy is in
-    range."""
-    kind = rng.choice(("uniform", "random", "events"), p=(0.45, 0.15, 0.4))
+    """Sorted frame numbers: evenly spaced, random, dense around the events or placed on them, so that any
+    later policy is in range."""
+    kind = rng.choice(("uniform", "random", "events", "cover"), p=(0.4, 0.1, 0.25, 0.25))
+    if kind == "cover":
+        return cover(scene.frames, k, scene.events)
     if kind == "uniform":
         centres = (np.arange(k) + 0.5 + rng.uniform(-0.3, 0.3)) * scene.frames / k
         return np.clip(centres, 0, scene.frames - 1).astype(int)

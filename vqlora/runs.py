@@ -43,6 +43,7 @@ __all__ = ["GridError", "RunResult", "RunStore", "StoreError", "StoredRun", "bas
            "write_csv", "write_results"]
 
 ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer")}  # what `baselines` and `train` take by name
+JUDGE_MODULES = ("vqlora.selection.judge",)  # what `train` takes by name where policies are judged
 Execute = Callable[[RunSettings, Path, Path], Any]           # (settings, data_root, work) -> RunResult
 REFRESH_S = 5.0
 
@@ -108,7 +109,8 @@ def expected_s(settings: RunSettings) -> float:
     """Rough wall seconds of a run on one thread, before any was measured: loading, steps, evaluation."""
     rows = settings.batch_size * settings.accumulation * settings.frames / 256
     training = 0.0 if settings.arm == "frozen" else settings.steps * rows * 1.0
-    return 6.0 + training + settings.eval_clips / 256 * 10.0
+    judged = len(settings.judge) * len(settings.judge_frames) * (settings.eval_clips + settings.judge_clips)
+    return 6.0 + training + (judged / 100.0 if judged else settings.eval_clips / 256 * 10.0)
 
 
 def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
@@ -125,8 +127,9 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
 def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
     """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
     module = execute.__module__ if execute else "vqlora.train"
-    of_arm = {arm: code_hash([module, *ARM_MODULES.get(arm, ())]) for arm in {run.arm for run in runs}}
-    return [of_arm[run.arm] for run in runs]
+    asked = [(module, *ARM_MODULES.get(run.arm, ()), *(JUDGE_MODULES if run.judge else ())) for run in runs]
+    hashes = {modules: code_hash(modules) for modules in set(asked)}
+    return [hashes[modules] for modules in asked]
 
 
 def _keys(runs: Sequence[RunSettings], data_root: Path, codes: Sequence[str]) -> list[str]:
@@ -148,7 +151,7 @@ def _predict(tasks: Iterable[_Task], store: RunStore) -> None:
 
 
 def _likeness(settings: RunSettings) -> tuple:
-    names = ("arm", "bits", "steps", "batch_size", "frames", "eval_clips")
+    names = ("arm", "bits", "steps", "batch_size", "frames", "eval_clips", "judge", "judge_frames")
     return tuple(getattr(settings, name) for name in names)
 
 

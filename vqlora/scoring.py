@@ -68,13 +68,17 @@ def below(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def encode(model: nn.Module, prefix: Sequence[int], pixel_values: Tensor, frame_times: Tensor):
+def encode(model: nn.Module, prefix: Sequence[int], pixel_values: Tensor, frame_times: Tensor,
+           frame_features: Tensor | None = None):
     """Read clips once: (key/value cache of B rows, retrieval vectors [B, E]).
 
-    prefix: token ids every clip starts with; pixel_values [B, T, 3, H, W]; frame_times [B, T].
+    prefix: token ids every clip starts with; pixel_values [B, T, 3, H, W]; frame_times [B, T]; frame_features
+    [B, T, n] for adapters whose gates read them.
     """
     ids = torch.tensor([list(prefix)] * len(pixel_values), device=pixel_values.device)
     seen = {"pixel_values": pixel_values, "frame_times": frame_times}
+    if frame_features is not None:
+        seen["frame_features"] = frame_features
     out = model(input_ids=ids, **seen, use_cache=True, logits_to_keep=1)
     return out.past_key_values, below(model).embed(out.last_hidden_state, ids)
 

@@ -26,8 +26,9 @@ from vqlora.store import whole_file
 
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
-         "13_architectures": (), "90_figures": ("01_data", "02_base", "03_main"),
-         "91_tables": ("01_data", "02_base", "03_main", "13_architectures")}
+         "07_frames": ("01_data",), "13_architectures": (),
+         "90_figures": ("01_data", "02_base", "03_main", "07_frames"),
+         "91_tables": ("01_data", "02_base", "03_main", "07_frames", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"}}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")

@@ -34,8 +34,8 @@ SHOWN = ("rank", "learning_rate", "steps", "batch_size", "frames", "select", "tr
 UNUSED_BY_FROZEN = frozenset((
     "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps",
     "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
-    "question_share", "train_clips", "gradient_checkpointing", "optimizer"))
-OF_GATES = frozenset(("gate", "control", "gate_rate"))
+    "question_share", "train_clips", "train_frames", "gradient_checkpointing", "optimizer"))
+OF_GATES = frozenset(("gate", "control", "gate_rate", "gate_features"))
 
 
 class StoreError(OSError):

@@ -13,7 +13,7 @@ import importlib
 import logging
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,17 +44,23 @@ class Schedule(Dataset):
     """The examples of a whole training run in order: the first `count` of an endless shuffled stream.
 
     The Trainer reads it front to back, so a resumed run skips what was seen and gets the rest of the same
-    stream.
+    stream. `frames` are cycled over batches of `batch_size`, whose clips so have one number of frames.
     """
 
-    def __init__(self, dataset, count: int, seed: int) -> None:
+    def __init__(
+        self, dataset, count: int, seed: int, frames: Sequence[int] = (), batch_size: int = 1
+    ) -> None:
         self.dataset, self.order = dataset, shuffled(len(dataset), count, seed)
+        self.frames, self.batch_size = tuple(frames), batch_size
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, place: int):
-        return self.dataset[int(self.order[place])]
+        index = int(self.order[place])
+        if not self.frames:
+            return self.dataset[index]
+        return self.dataset.item(index, self.frames[place // self.batch_size % len(self.frames)])
 
 
 class VideoTrainer(Trainer):
@@ -141,18 +147,18 @@ def execute(
     per_frame = getattr(model.config, "tokens_per_frame", 4)
     clips, store, skipped = _clips(data_root, settings.domain, settings.eval_part, settings.eval_clips)
     costs, metrics, left_out = static_cost(model), {}, skipped
+    scored = settings.arm == "vqlora" and settings.gate_features == "scores"
     if settings.arm != "frozen" and settings.steps:
         train_clips, train_store, skipped = _clips(data_root, settings.domain, "train", settings.train_clips)
         left_out = left_out + skipped
         require_disjoint(**{"train": train_clips, settings.eval_part: clips})
         share = {"question_share": settings.question_share, "tokens_per_frame": per_frame}
-        probe = ClipDataset(
-            train_clips, train_store, settings.frames, settings.select
-        )  # the same for every seed
+        chosen = {"frames": settings.frames, "select": settings.select, "features": scored}
+        probe = ClipDataset(train_clips, train_store, **chosen)  # the same for every seed
         batch = Collator(tokenizer, **share)([probe[i] for i in range(settings.batch_size)])
         batch = {key: value.to(device) for key, value in batch.items()}
         costs |= measure_step(model, batch, settings.contrastive_weight)
-        data = ClipDataset(train_clips, train_store, settings.frames, settings.select, seed=settings.seed)
+        data = ClipDataset(train_clips, train_store, **chosen, seed=settings.seed)
         collator = Collator(tokenizer, seed=settings.seed, **share)
         trained = train(model, settings, data, collator, work, progress=progress)
         metrics["train_loss"] = trained.pop("train_loss")
@@ -168,12 +174,28 @@ def execute(
         named = describe_model(model, base, f"kinemoji.{settings.domain}", base_source=settings.base)
         save_model(model, save_to, named, tokenizer)
     with cost.cpu_seconds() as taken:
-        found = evaluate(model, tokenizer, clips, store, frames=settings.frames, select=settings.select)
+        if settings.judge:
+            found = _judged(model, tokenizer, settings, data_root, clips, store)
+        else:
+            how = {"frames": settings.frames, "select": settings.select, "features": scored}
+            found = evaluate(model, tokenizer, clips, store, **how)
     costs |= {"eval_cpu_s": taken["cpu_s"], "eval_wall_s": taken["wall_s"]}
     costs |= {name: float(value) for name, value in cost.device_memory().items()}
     metrics |= found.summary
     metrics["clips_left_out"] = metrics.get("clips_left_out", 0.0) + left_out
     return RunResult(metrics, costs, found.examples)
+
+
+def _judged(model, tokenizer, settings, data_root: Path, clips, store):
+    """The evaluation under many policies that `settings.judge` asks for, with `summary` and `examples`."""
+    # Imported by name: other runs do not depend on this code (`runs.JUDGE_MODULES`).
+    judge = importlib.import_module("vqlora.selection.judge").judge
+    parts = {settings.eval_part: (clips, store)}
+    if settings.judge_clips:
+        parts = {"val": _clips(data_root, settings.domain, "val", settings.judge_clips)[:2]} | parts
+    exact = load_base(settings.base)[0] if "encoder" in settings.judge else None
+    asked = settings.judge, settings.judge_frames
+    return judge(model, tokenizer, parts, *asked, exact=exact, seed=settings.seed)
 
 
 def choose_attention(model: nn.Module, compute: str, device: torch.device) -> None:
@@ -238,7 +260,8 @@ def train(
         raise ValueError(f"arm {settings.arm!r}: no parameter is trainable; see baselines.attach")
     optimizer, reason = pick_optimizer(settings.optimizer, model, device)
     _log.info("optimizer %s: %s", optimizer, reason)
-    examples = Schedule(dataset, settings.steps * settings.batch_size * settings.accumulation, settings.seed)
+    count = settings.steps * settings.batch_size * settings.accumulation
+    examples = Schedule(dataset, count, settings.seed, settings.train_frames, settings.batch_size)
     clock = _StepClock()
     callbacks = [MarkWhole(), clock]
     writer = _tensorboard(work / "tensorboard")

@@ -7,7 +7,7 @@ state.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,10 @@ import torch
 
 from vqlora.data.cache import ArrayStore, FrameStore
 from vqlora.data.clips import Clip
-from vqlora.frames.select import Policy, policy
+from vqlora.frames.container import Packets
+from vqlora.frames.policies import CHANCE, Footage, Policy, policy
+from vqlora.frames.reader import packets
+from vqlora.frames.scores import FrameScores, score_frames
 
 TASKS = ("caption", "question", "retrieval")
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<emb>", "<cap>", "<qst>", "<ans>")
@@ -25,51 +28,96 @@ _FRAMES, _TEXT = 0, 1  # what a random draw is for
 
 @dataclass(frozen=True)
 class Item:
-    """A clip with the frames chosen from it: `frames` uint8 `[T, H, W, 3]`, `times` float32 `[T]` in [0,
-    1]."""
+    """A clip with the frames chosen from it: `frames` uint8 `[T, H, W, 3]`, `times` float32 `[T]` in [0, 1];
+    where they were asked for, the chosen frames' `features` float32 `[T, n]` (`FrameScores.features`)."""
 
     clip: Clip
     frames: np.ndarray
     times: np.ndarray
     index: int
     epoch: int
+    features: np.ndarray | None = None
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """Clips with `frames` frames each, chosen by `select` (a name or a `Policy` of `vqlora.frames.select`).
+    """Clips with `frames` frames each, chosen by `select` (a name or a `Policy` of `vqlora.frames.policies`).
 
     `data[index]` is an `Item`. An index past the end means a later epoch: `data[len(data) * epoch + i]` is
-    clip i as drawn in that epoch. Clips that the store left out are not in `clips`. A clip shorter than
-    `frames` repeats frames in place, so that all items have the same shape. Raises ValueError when no clip is
-    left.
+    clip i as drawn in that epoch; `data.item(index, k)` is the same with k frames. Clips that the store left
+    out are not in `clips`. A clip shorter than `frames` repeats frames in place, so that all items have the
+    same shape. With `features`, items carry what a gate may look at: columns of the very scores that policies
+    go by, computed over all frames of a clip, once. Raises ValueError when no clip is left.
     """
 
     def __init__(self, clips: Sequence[Clip], store: FrameStore | ArrayStore, frames: int = 8,
-                 select: str | Policy = "uniform", *, seed: int = 0):
+                 select: str | Policy = "uniform", *, seed: int = 0, features: bool = False):
         if frames < 1:
             raise ValueError(f"frames is {frames}; it must be at least 1")
         self.clips = tuple(clip for clip in clips if clip.id in store)
         if not self.clips:
             raise ValueError(f"none of the {len(clips)} clips is in the store, which left out "
                              f"{len(store.left_out)} of its own")
-        self.store, self.frames, self.seed = store, frames, seed
-        self.select = select
-        self._policy = policy(select)
+        self.store, self.frames, self.seed, self.select = store, frames, seed, select
+        self._policy, self._with_features = policy(select), features
+        self._fixed = isinstance(select, str) and select not in CHANCE
+        self._chosen: dict[tuple[str, int], np.ndarray] = {}  # by clip and number of frames
+        self._features: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Item:
+        return self.item(index, self.frames)
+
+    def item(self, index: int, frames: int) -> Item:
+        """`self[index]`, but with as many frames as given."""
         epoch, index = divmod(int(index), len(self.clips))
         if epoch < 0:
             raise IndexError(f"clip number {index - len(self.clips)} is negative")
         clip = self.clips[index]
-        frames = self.store[clip.id]
-        chosen = self._policy(clip, len(frames), self.frames, _rng(self.seed, epoch, index, _FRAMES))
-        if len(chosen) < self.frames:
-            chosen = chosen[np.arange(self.frames) * len(chosen) // self.frames]
-        times = frame_times(chosen, len(frames))
-        return Item(clip, frames[chosen], times, index, epoch)
+        shown = self.store[clip.id]
+        chosen, features = self._look(clip, shown, frames, _rng(self.seed, epoch, index, _FRAMES))
+        if len(chosen) < frames:
+            chosen = chosen[np.arange(frames) * len(chosen) // frames]
+        features = features[chosen] if features is not None else None
+        return Item(clip, shown[chosen], frame_times(chosen, len(shown)), index, epoch, features)
+
+    def _look(self, clip: Clip, shown: np.ndarray, count: int, rng: np.random.Generator):
+        """(frame numbers, features of all frames or None); pixels are scored at most once for both."""
+        footage = footage_of(clip, shown)
+        chosen = self._chosen.get((clip.id, count)) if self._fixed else None
+        if chosen is None:
+            chosen = self._policy(footage, count, rng)
+            if self._fixed:
+                self._chosen[clip.id, count] = chosen
+        if self._with_features and clip.id not in self._features:
+            self._features[clip.id] = footage.scores().features()
+        return chosen, self._features.get(clip.id)
+
+
+def footage_of(clip: Clip, frames: np.ndarray) -> Footage:
+    """A clip with its decoded `frames` `[T, H, W, 3]`, as policies see it; scored once, when first asked."""
+    known: list[FrameScores] = []
+
+    def scores() -> FrameScores:
+        if not known:
+            known.append(score_frames(frames))
+        return known[0]
+
+    return Footage(f"clip {clip.id}", len(frames), scores, lambda: _packets(clip, len(frames)), clip.events)
+
+
+def _packets(clip: Clip, n_frames: int) -> Packets:
+    """The packets of a clip's stretch of its file. Raises ValueError where these are not its frames."""
+    table = packets(clip.path)
+    if clip.start_s is not None or clip.end_s is not None:
+        within = (table.times_s >= (clip.start_s or 0.0)) & (table.times_s < (clip.end_s or np.inf))
+        arrays = {f.name: getattr(table, f.name) for f in fields(table)}
+        table = replace(table, **{name: array[within] for name, array in arrays.items() if np.ndim(array)})
+    if len(table.times_s) != n_frames:
+        raise ValueError(f"clip {clip.id}: {clip.path} has {len(table.times_s)} packets for {n_frames} "
+                         "frames; select by 'packets' or 'keyframes' needs one each")
+    return table
 
 
 class Layout:
@@ -117,7 +165,8 @@ class Layout:
 class Collator:
     """Items -> tensors of one training batch of B rows.
 
-    `pixel_values` float32 [B, T, 3, H, W] in [-1, 1]; `frame_times` float32 [B, T]; `input_ids`,
+    `pixel_values` float32 [B, T, 3, H, W] in [-1, 1]; `frame_times` float32 [B, T]; `frame_features` float32
+    [B, T, n] where items have features; `input_ids`,
     `attention_mask`, `labels` int64 [B, L], padded on the right, labels -100 where nothing is learned; with
     the task "retrieval" also `text_ids`, `text_mask` int64 [B, M]: the text row of one reference caption of
     each clip.
@@ -149,6 +198,8 @@ class Collator:
         batch = {"pixel_values": pixels([item.frames for item in items]),
                  "frame_times": torch.from_numpy(np.stack([item.times for item in items]))}
         batch |= pad_rows(rows, self.layout.pad)
+        if items[0].features is not None:
+            batch["frame_features"] = torch.from_numpy(np.stack([item.features for item in items]))
         if "retrieval" in self.tasks:
             padded = pad_rows([(text, []) for text in texts], self.layout.pad)
             batch |= {"text_ids": padded["input_ids"], "text_mask": padded["attention_mask"]}

@@ -1,18 +1,7 @@
 """Choose frames of a file or of an array of frames: opens the file, scores what the policy needs, selects.
 
-| policy | goes by | decodes |
-|---|---|---|
-| uniform, random | the number of frames | nothing |
-| keyframes | which frames the encoder stored whole | nothing |
-| packets | bytes spent on each frame: equal steps of their sum, a fifth even in time | nothing |
-| top-k | motion: the k largest | all |
-| cumulative | motion: equal steps of its sum | all |
-| cumulative-coverage | the same, a fifth of the sum even in time | all |
-| lowbit-cumulative | the same with changes of the blocks' low-bit codes | all |
-| lowbit-change | low-bit change against the last chosen frame | all |
-| diverse | block means: farthest point | all |
-| mmr | motion, against likeness of block means to those chosen | all |
-| encoder | features of a (quantized) encoder, handed in: farthest point above its resolution | nothing |
+The policies are those of `vqlora.frames.policies`, and "encoder": features of a (quantized) encoder, handed
+in, farthest point above its resolution.
 """
 from __future__ import annotations
 
@@ -24,23 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from vqlora.frames import select
+from vqlora.frames.policies import BY_PACKETS, BY_PIXELS, COVERAGE, packets_score
 from vqlora.frames.reader import VideoError, frame_times, packets, stream
-from vqlora.frames.scores import FrameScores, packet_score, pick_yuv, score_frames, score_planes
+from vqlora.frames.scores import FrameScores, pick_yuv, score_frames, score_planes
 
-COVERAGE = 0.2  # the share of time in the policies that have one
 DEFAULT = "cumulative-coverage"
-_PIXELS: dict[str, tuple[Callable[[FrameScores, int], np.ndarray], str]] = {
-    "top-k": (lambda s, k: select.top_k(s.motion, k), "motion"),
-    "cumulative": (lambda s, k: select.cumulative(s.motion, k), "motion"),
-    "cumulative-coverage": (lambda s, k: select.cumulative(s.motion, k, COVERAGE), "motion"),
-    "lowbit-cumulative": (lambda s, k: select.cumulative(s.change, k, COVERAGE), "change"),
-    "lowbit-change": (lambda s, k: select.low_bit_change(s.codes, k), "change"),
-    "diverse": (lambda s, k: select.diverse(s.thumbs, k), "median_distance"),
-    "mmr": (lambda s, k: select.mmr(s.thumbs, s.motion, k), "motion"),
-}
 _STEPS = {"cumulative": 0.0, "cumulative-coverage": COVERAGE, "lowbit-cumulative": COVERAGE,
           "packets": COVERAGE}
-POLICIES = ("uniform", "random", "keyframes", "packets", *_PIXELS, "encoder")
+POLICIES = ("uniform", "random", *BY_PACKETS, *BY_PIXELS, "encoder")
 
 
 @dataclass(frozen=True)
@@ -91,19 +71,19 @@ def selection(video: str | Path | np.ndarray, k: int | None = None, policy: str 
     if (features is not None) != (policy == "encoder"):
         raise ValueError(f"features are for the policy 'encoder', and it needs them; policy is {policy!r}")
     array = isinstance(video, np.ndarray)
-    if array and policy in ("keyframes", "packets"):
+    if array and policy in BY_PACKETS:
         raise ValueError(f"policy {policy!r} needs a video file: an array has no packets")
     name, curve, curve_name, scores = "array" if array else str(video), None, "", None
-    if policy in _PIXELS or coverage is not None:
+    if policy in BY_PIXELS or coverage is not None:
         scores = score_frames(video, colour=False) if array else score_video(video, colour=False)
         times_s = scores.times_s
-    if policy in _PIXELS:
-        rule, curve_name = _PIXELS[policy]
+    if policy in BY_PIXELS:
+        rule, curve_name = BY_PIXELS[policy]
         choose, curve = (lambda k: rule(scores, k)), getattr(scores, curve_name)
-    elif policy in ("keyframes", "packets"):
+    elif policy in BY_PACKETS:
         table = packets(video)
         times_s = table.times_s
-        choose, curve = _by_packets(table, policy)
+        choose, curve = (lambda k: BY_PACKETS[policy](table, k)), packets_score(table)
         curve_name = "bytes, excess"
     else:
         if scores is None:
@@ -139,13 +119,6 @@ def score_video(path: str | Path, *, sha256: str | None = None, colour: bool = T
         return score_planes(planes(), times_s)
     except ValueError as error:
         raise VideoError(path, None, str(error)) from None
-
-
-def _by_packets(table, policy: str) -> tuple[Callable[[int], np.ndarray], np.ndarray]:
-    score = packet_score(table.bytes, table.key, table.bidirectional)
-    if policy == "keyframes":
-        return (lambda k: select.key_frames(table.key, k)), score
-    return (lambda k: select.cumulative(score, k, COVERAGE)), score
 
 
 def _blind(policy: str, n_frames: int, seed: int, features: np.ndarray | None,

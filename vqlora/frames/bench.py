@@ -26,7 +26,8 @@ import av
 import numpy as np
 
 from vqlora.frames import reader
-from vqlora.frames.api import COVERAGE, score_video, select_frames
+from vqlora.frames.api import score_video, select_frames
+from vqlora.frames.policies import COVERAGE
 from vqlora.frames.scores import packet_score, scene_cuts
 from vqlora.frames.select import coverage_of, cumulative, key_frames, uniform
 

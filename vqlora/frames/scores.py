@@ -57,6 +57,11 @@ class FrameScores:
     def __len__(self) -> int:
         return len(self.times_s)
 
+    @property
+    def local(self) -> np.ndarray:
+        """`local_change` of the thumbs, float64 `[T]`."""
+        return local_change(self.thumbs)
+
     def features(self) -> np.ndarray:
         """What a temporal gate looks at: float32 `[T, 6]`, columns `FEATURES`, each roughly 0 to 1."""
         relative = self.times_s / max(self.times_s[-1], 1e-9)
@@ -155,6 +160,25 @@ def low_bit_codes(thumbs: np.ndarray, bits: int = BITS) -> np.ndarray:
             np.multiply(code, np.int16(2 * step), out=current)
             current += np.int16(step - 1)
     return codes
+
+
+def moved_blocks(thumbs: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """How much each block changed at the given frames (from 1 on) beyond what all did: float32 `[n, G]`, 0 to
+    255. The median difference of a frame, that of flickering light or of exposure, is taken off."""
+    moved = thumbs[frames].astype(np.float32) - thumbs[np.asarray(frames) - 1]
+    return np.abs(moved - np.median(moved, axis=1, keepdims=True))
+
+
+def local_change(thumbs: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """Mean of the `share` of blocks that changed most (`moved_blocks`): float64 `[T]`, 0 to 1, 0 first.
+
+    Something small that moves stands out as much as a cut, and flicker does not.
+    """
+    out, top = np.zeros(len(thumbs)), max(1, round(share * thumbs.shape[1]))
+    for start in range(1, len(thumbs), 4096):  # in pieces, as in `_steps`
+        frames = np.arange(start, min(start + 4096, len(thumbs)))
+        out[frames] = np.partition(moved_blocks(thumbs, frames), -top, axis=1)[:, -top:].mean(axis=1) / 255
+    return out
 
 
 def packet_score(sizes: np.ndarray, key: np.ndarray, bidirectional: np.ndarray) -> np.ndarray:

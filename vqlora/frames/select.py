@@ -9,13 +9,12 @@ where frames tie, the earlier is taken. T frames, G blocks; scores are those of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from vqlora.data.clips import Clip, TrueEvent
-
-Policy = Callable[[Clip, int, int, np.random.Generator], np.ndarray]
-"""(clip, n_frames, k, random generator) -> frame numbers."""
+from vqlora.data.clips import TrueEvent
+from vqlora.frames.scores import local_change, moved_blocks
 
 
 def uniform(n_frames: int, k: int) -> np.ndarray:
@@ -35,7 +34,7 @@ def jittered(n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(edges[:-1], edges[1:])
 
 
-def cover(n_frames: int, k: int, events: Sequence[TrueEvent]) -> np.ndarray:
+def cover(n_frames: int, k: int, events: Sequence[TrueEvent | Stretch]) -> np.ndarray:
     """Frames that see every event: an upper reference that knows the truth.
 
     Each event gets the same number of frames, the first ones one more where k does not divide. One frame
@@ -58,7 +57,7 @@ def cover(n_frames: int, k: int, events: Sequence[TrueEvent]) -> np.ndarray:
         chosen |= set(np.clip(spots, 0, n_frames - 1).tolist())
     if not chosen:
         return uniform(n_frames, k)
-    return _filled(np.array(sorted(chosen)), n_frames, k)
+    return filled(np.array(sorted(chosen)), n_frames, k)
 
 
 def mixed(n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -84,7 +83,7 @@ def key_frames(key: np.ndarray, k: int) -> np.ndarray:
     key = np.asarray(key, bool)
     _checked(len(key), k)
     there = np.flatnonzero(key)
-    return _filled(there[uniform(len(there), k)] if len(there) else there, len(key), k)
+    return filled(there[uniform(len(there), k)] if len(there) else there, len(key), k)
 
 
 def top_k(score: np.ndarray, k: int) -> np.ndarray:
@@ -119,6 +118,61 @@ def accumulated(score: np.ndarray, k: int, coverage: float = 0.0) -> np.ndarray:
     return np.cumsum(_capped((1 - coverage) * score / total + coverage * even, k) if total > 0 else even)
 
 
+def segments(thumbs: np.ndarray, k: int) -> np.ndarray:
+    """Frames that show each stretch of change as `cover` shows true events: its middle, what it led to, more.
+
+    `thumbs` uint8 `[T, G]` are block means. Stretches are found by `stretches`; of more than k the strongest
+    are shown. Where nothing stands out the choice is uniform.
+    """
+    found = sorted(stretches(thumbs), key=lambda stretch: -stretch.strength)[:k]
+    return cover(len(thumbs), k, found)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames `start` to `end` (exclusive) in which something changes; `strength`: the excess change in all."""
+
+    start: int
+    end: int
+    strength: float
+
+
+def stretches(thumbs: np.ndarray) -> list[Stretch]:
+    """Where something small changes for at least two frames, in order of time; `thumbs` uint8 `[T, G]`.
+
+    By `scores.local_change`, high above its 30% quantile: a video is taken to be still at least so long. High
+    is more than twice the spread below that (noise) and a tenth of what the highest tenth reaches. A gap of
+    one frame is bridged, but where change jumps to blocks that it had not touched, another stretch begins. A
+    cut or a spliced-in frame is over at once and is none.
+    """
+    steps = local_change(thumbs)[1:]
+    if len(steps) < 2:
+        return []
+    low, floor, high = np.quantile(steps, (0.05, 0.3, 0.9))
+    excess = np.append(0.0, steps - floor)
+    frames = np.flatnonzero(excess > max(2 * (floor - low), 0.1 * (high - floor), 1e-9))
+    found = []
+    for run in np.split(frames, np.flatnonzero(np.diff(frames) > 2) + 1):
+        for part in np.split(run, _jumps(thumbs, run)):
+            if len(part) and part[-1] > part[0]:
+                strength = float(excess[part[0]:part[-1] + 1].sum())
+                found.append(Stretch(int(part[0]), int(part[-1]) + 1, strength))
+    return found
+
+
+def _jumps(thumbs: np.ndarray, run: np.ndarray) -> list[int]:
+    """Places in a run of changing frames where none of the blocks that change did so in the three before."""
+    moved = moved_blocks(thumbs, run) if len(run) else np.empty((0, 1))
+    touched = moved > 0.4 * moved.max(axis=1, keepdims=True, initial=0)
+    places, last = [], 0
+    for place in range(1, len(run)):
+        before = touched[max(last, place - 3):place].any(axis=0)
+        if not (before & touched[place:place + 2].any(axis=0)).any():
+            places.append(place)
+            last = place
+    return places
+
+
 def diverse(features: np.ndarray, k: int, resolution: float = 0.0) -> np.ndarray:
     """Farthest point: from the frame nearest to the clip's median on, always the frame that is least like all
     chosen ones. `features` `[T, d]`, distance = mean absolute difference (Gonzalez 1985).
@@ -135,7 +189,7 @@ def diverse(features: np.ndarray, k: int, resolution: float = 0.0) -> np.ndarray
     while len(chosen) < k and nearest.max() > resolution:
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, _distance(features, features[chosen[-1]]))
-    return _filled(np.array(chosen), len(features), k)
+    return filled(np.array(chosen), len(features), k)
 
 
 def mmr(features: np.ndarray, relevance: np.ndarray, k: int, weight: float = 0.5) -> np.ndarray:
@@ -181,7 +235,7 @@ def low_bit_change(codes: np.ndarray, k: int) -> np.ndarray:
             low, kept = middle, found
         else:
             high = middle
-    return _filled(kept[uniform(len(kept), k)], len(codes), k)
+    return filled(kept[uniform(len(kept), k)], len(codes), k)
 
 
 def tell_apart(features: np.ndarray, k: int, resolution: float | np.ndarray) -> np.ndarray:
@@ -221,29 +275,6 @@ def fewest(n_frames: int, coverage: float, choose: Callable[[int], np.ndarray],
         middle = (low + high) // 2
         low, high = (low, middle) if coverage_of(features, choose(middle)) >= coverage else (middle, high)
     return choose(high)
-
-
-def policy(name: str | Policy) -> Policy:
-    """A policy by name (uniform, jittered, mixed, cover), or the given function. Raises ValueError."""
-    if callable(name):
-        return name
-    if name not in _POLICIES:
-        raise ValueError(f"select {name!r} is not one of {', '.join(_POLICIES)}")
-    return _POLICIES[name]
-
-
-def _cover_clip(clip: Clip, n_frames: int, k: int, rng: np.random.Generator) -> np.ndarray:
-    if clip.events is None:
-        raise ValueError(f"clip {clip.id}: select 'cover' needs its true events, and this data set has none")
-    return cover(n_frames, k, clip.events)
-
-
-_POLICIES: dict[str, Policy] = {
-    "uniform": lambda clip, n_frames, k, rng: uniform(n_frames, k),
-    "jittered": lambda clip, n_frames, k, rng: jittered(n_frames, k, rng),
-    "mixed": lambda clip, n_frames, k, rng: mixed(n_frames, k, rng),
-    "cover": _cover_clip,
-}
 
 
 def _checked(n_frames: int, k: int) -> None:
@@ -304,7 +335,7 @@ def _distinct(places: np.ndarray, n_frames: int) -> np.ndarray:
     return np.minimum(later, n_frames - len(places) + order).astype(np.int64)
 
 
-def _filled(chosen: np.ndarray, n_frames: int, k: int) -> np.ndarray:
+def filled(chosen: np.ndarray, n_frames: int, k: int) -> np.ndarray:
     """At least the chosen frames, and up to k in all: always the frame farthest in time from the others."""
     if not len(chosen):
         return uniform(n_frames, k)

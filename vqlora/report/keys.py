@@ -29,8 +29,9 @@ from vqlora.files import write_atomic
 KEY = re.compile(r"[a-z0-9][a-z0-9_.+\-]*\Z")
 INTERVAL = ("low", "high")
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider")
-PLAIN = ("nll", "loss", "margin", "perplexity", "difference")
+PLAIN = ("nll", "loss", "margin", "perplexity", "difference", "gain")
 COUNTS = (
+    "cells",
     "clips",
     "clips_left_out",
     "runs",
@@ -90,7 +91,7 @@ def kind(metric: str) -> str:
         return "p"
     if name.endswith("learning_rate") or name == "weight_decay":
         return "rate"
-    if name in COUNTS or name.endswith(("_count", "_parameters", "_clips")):
+    if name in COUNTS or name.endswith(("_count", "_parameters", "_clips", "_cells")):
         return "count"
     return "number"
 

@@ -135,6 +135,45 @@ def learning_rates(results: Path) -> Figure:
     return figure
 
 
+LINES = {  # policy: colour, line, name
+    "uniform": ("#000000", "--", "even"),
+    "packets": ("#E69F00", "-", "packets"),
+    "cumulative-coverage": ("#0072B2", "-", "change, a fifth even"),
+    "diverse": ("#CC79A7", "-", "farthest point"),
+    "top-k": ("#56B4E9", ":", "top-k motion"),
+    "oracle": ("#009E73", "--", "oracle"),
+}
+
+
+def frame_policies(results: Path) -> Figure:
+    """NLL against the number of frames, a panel a domain, a line a policy; bars: two standard errors of the
+    paired difference to even frames."""
+    frame = read_csv(results, "07_frames/policies.csv", ("domain", "frames", "policy", "nll", "gain_se"))
+    several = frame.groupby("domain")["frames"].nunique() == frame["frames"].nunique()
+    domains = ordered(several[several].index, DOMAINS)
+    rows = -(-len(domains) // 5)
+    figure, panels = plt.subplots(rows, min(5, len(domains)), squeeze=False, sharex=True,
+                                  figsize=(6.5, 1.1 + 1.35 * rows))
+    for panel in panels.flat[len(domains):]:
+        panel.set_axis_off()
+    for panel, domain in zip(panels.flat, domains, strict=False):
+        for policy, (colour, line, name) in LINES.items():
+            own = frame[(frame["domain"] == domain) & (frame["policy"] == policy)].sort_values("frames")
+            look = {"color": colour, "linestyle": line, "linewidth": 1.0, "elinewidth": 0.6}
+            panel.errorbar(own["frames"], own["nll"], 2 * own["gain_se"].fillna(0), label=name, **look)
+        panel.set_title(DOMAINS.get(domain, domain), fontsize=7)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sorted(frame["frames"].unique()), sorted(frame["frames"].unique()), fontsize=6)
+        panel.tick_params(axis="y", labelsize=6)
+        panel.minorticks_off()
+    for row in panels:
+        row[0].set_ylabel("NLL")
+    figure.supxlabel("Frames", fontsize=8)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=6.5)
+    return figure
+
+
 def sample_sheet(results: Path, columns: int = 2) -> Figure:
     """One clip a domain: frames evenly spaced in time, a reference caption above them.
 
@@ -217,6 +256,7 @@ def gates_over_frames(
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "frame_policies": frame_policies,
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,
     "sample_sheet": sample_sheet,

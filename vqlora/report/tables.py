@@ -36,6 +36,11 @@ DOMAINS = {
     "cutaways": "Cutaways",
     "cutaways-twin": "Cutaways, twin",
     "distractor": "Distractors",
+    "source-noise0": "Source, no noise",
+    "source-noise8": "Source, twice the noise",
+    "source-noise16": "Source, fourfold noise",
+    "source-crf28": "Source, crf 28",
+    "source-crf38": "Source, crf 38",
 }
 METRICS = {
     "nll": "NLL",
@@ -340,10 +345,54 @@ def gate_size_table(results: Path) -> Table:
     return Table(("Model", "Trained", *(kind.capitalize() for kind in kinds)), tuple(rows))
 
 
+POLICIES = {"uniform": "Even", "packets": "Packets", "cumulative-coverage": "Change", "best": "Best",
+            "oracle": "Oracle"}
+
+
+def frames_table(results: Path) -> Table:
+    """NLL on test clips by domain, for 4 and 8 frames chosen by a few policies and by the oracle."""
+    return _policies(results, "nll", (4, 8))
+
+
+def frames_seen_table(results: Path) -> Table:
+    """Share of events that a chosen frame shows, by domain, for 4 and 8 frames."""
+    return _policies(results, "seen_frac", (4, 8))
+
+
+def _policies(results: Path, metric: str, counts: Sequence[int]) -> Table:
+    frame = read_csv(results, "07_frames/summary.csv", ("domain", "policy", "frames", "metric", "value"))
+    frame = frame[(frame["metric"] == metric) & frame["policy"].isin(POLICIES)]
+    cells = frame.set_index(["domain", "frames", "policy"])["value"].astype(float)
+    counts = [count for count in counts if count in set(frame["frames"])]
+    heads = [f"{POLICIES[policy]}, {count}" for count in counts for policy in POLICIES]
+    rows = []
+    for domain in ordered(dict.fromkeys(frame["domain"]), DOMAINS):
+        numbers = (cells.get((domain, count, policy), math.nan) for count in counts for policy in POLICIES)
+        found = ("--" if math.isnan(n) else format_number(n, metric, unit=False) for n in numbers)
+        rows.append((label(domain, DOMAINS), *found))
+    return Table(("Domain", *heads), tuple(rows))
+
+
+def per_policy_table(results: Path) -> Table:
+    """Models trained and tested on the frames of one policy alone."""
+    columns = ("domain", "frames", "policy", "seeds", "nll", "slot", "gain", "gain_se")
+    frame = read_csv(results, "07_frames/per_policy.csv", columns)
+    rows = [
+        (label(row["domain"], DOMAINS), str(row["frames"]), label(row["policy"], POLICIES),
+         format_number(row["nll"], "nll"), format_number(row["slot"], "slot_frac"),
+         format_number(row["gain"], "gain"), format_number(row["gain_se"], "gain"))
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    return Table(("Domain", "Frames", "Policy", "NLL", "Slot", "Gain", "s.e."), tuple(rows))
+
+
 TABLES: dict[str, Callable[[Path], Table]] = {
     "architectures": architectures_table,
     "base": base_table,
     "data": data_table,
+    "frames": frames_table,
+    "frames_seen": frames_seen_table,
+    "frames_trained": per_policy_table,
     "gate_size": gate_size_table,
     "main": main_table,
     "rates": rates_table,

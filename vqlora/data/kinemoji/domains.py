@@ -7,7 +7,7 @@ a sprite's name tells nothing about *which* motion of a group it makes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .sprites import SPRITES
 
@@ -55,6 +55,8 @@ class Domain:
     aside: bool = False  # the inserted shot carries part of the answer
     camera: bool = False  # pan and shake
     movers: bool = False  # things that move and are never mentioned
+    scenes: str = ""  # the domain whose very scenes are shown, by another camera
+    crf: int = 18  # of the H.264 encoder: 23 and more wipe out the camera noise
 
 
 _ALL = (
@@ -88,7 +90,17 @@ _ALL = (
     Domain("cutaways-twin", "the same shot spliced in anywhere", insert="random", aside=True, cut_share=0.0),
     Domain("distractor", "camera pan and shake, grey movers nobody mentions", camera=True, movers=True),
 )
-DOMAINS: dict[str, Domain] = {domain.name: domain for domain in _ALL}
+_SENSORS = tuple(
+    replace(_ALL[0], name=f"source-{name}", about=about, scenes="source", **change)
+    for name, about, change in (
+        ("noise0", "the source without camera noise", {"noise": 0.0}),
+        ("noise8", "the source with twice the camera noise", {"noise": 8.0}),
+        ("noise16", "the source with four times the camera noise", {"noise": 16.0}),
+        ("crf28", "the source, encoded coarsely", {"crf": 28}),
+        ("crf38", "the source, encoded very coarsely", {"crf": 38}),
+    )
+)
+DOMAINS: dict[str, Domain] = {domain.name: domain for domain in _ALL + _SENSORS}
 
 
 def allowed(domain: Domain, sprite: int, motion: str) -> bool:

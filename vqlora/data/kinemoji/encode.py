@@ -22,9 +22,9 @@ from .sprites import load_sprites
 
 FPS = 8
 _AAC = {"aac_coder": "fast", "b": "32000"}
-# crf 23 would wipe out the camera noise. Without cpu-independent, x264's AVX-512 code gives other bytes for
+# Without cpu-independent, x264's AVX-512 code gives other bytes for
 # about one clip in three each time it runs, although in one thread.
-_H264 = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
+_H264 = {"preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 
 class RenderError(OSError):
@@ -34,16 +34,17 @@ class RenderError(OSError):
 def render_job(job: dict) -> dict:
     """Render and write a clip: {domain, part, index, seed, audio, path} -> {bytes, sha256} or {fault}."""
     path = Path(job["path"])
-    scene = sample_scene(DOMAINS[job["domain"]], job["part"], job["index"], job["seed"])
+    domain = DOMAINS[job["domain"]]
+    scene = sample_scene(domain, job["part"], job["index"], job["seed"])
     frames = render(scene, load_sprites())
     try:
-        data = write_video(path, frames, soundtrack(scene, FPS) if job["audio"] else None)
+        data = write_video(path, frames, soundtrack(scene, FPS) if job["audio"] else None, domain.crf)
     except RenderError as error:
         return {"fault": str(error)}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None) -> bytes:
+def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None, crf: int = 18) -> bytes:
     """Encode uint8 frames `[T, H, W, 3]` at `FPS`, and mono sound if given, to `path`; returns its bytes.
 
     Written under a temporary name and renamed when complete. Raises RenderError (say, on a full disk).
@@ -54,7 +55,7 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             container.flags |= 0x0400  # bit-exact: no encoder version or time in the header
-            _encode(container, frames, sound)
+            _encode(container, frames, sound, crf)
         data = temporary.read_bytes()
         os.replace(temporary, path)
     except OSError as error:  # PyAV's errors of the file system are OSErrors, too
@@ -64,8 +65,8 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
     return data
 
 
-def _encode(container, frames: np.ndarray, sound: np.ndarray | None) -> None:
-    video = container.add_stream("libx264", rate=FPS, options=dict(_H264))
+def _encode(container, frames: np.ndarray, sound: np.ndarray | None, crf: int) -> None:
+    video = container.add_stream("libx264", rate=FPS, options={"crf": str(crf), **_H264})
     video.height, video.width = frames.shape[1:3]
     video.pix_fmt = "yuv420p"
     video.codec_context.thread_count = 1

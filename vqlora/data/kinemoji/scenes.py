@@ -83,7 +83,7 @@ class Scene:
 
 
 def scene_seed(domain: str, part: str, index: int, seed: int) -> int:
-    """A 64-bit seed that no other clip shares."""
+    """A 64-bit seed that no other scene shares."""
     entropy = [seed, zlib.crc32(domain.encode()), zlib.crc32(part.encode()), index]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
@@ -92,7 +92,7 @@ def sample_scene(domain: Domain, part: str, index: int, seed: int) -> Scene:
     """Draw the script of one clip. The same arguments give the same scene, on any machine."""
     if part not in PARTS:
         raise ValueError(f"part {part!r} is unknown; allowed: {', '.join(PARTS)}")
-    clip_seed = scene_seed(domain.name, part, index, seed)
+    clip_seed = scene_seed(domain.scenes or domain.name, part, index, seed)
     rng = np.random.default_rng(clip_seed)
     shots = _shots(domain, rng)
     n_events = int(rng.integers(1, 4))

@@ -1,0 +1,1 @@
+"""What a choice of frames is worth: a model reads them (`judge`), tables of the gain (`gains`)."""
