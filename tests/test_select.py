@@ -69,6 +69,15 @@ def test_cumulative_goes_where_things_happen_and_covers_the_rest():
     assert half[0] < 40 and half[-1] >= 60 and ((half >= 40) & (half < 60)).sum() >= 4
 
 
+def test_chosen_frames_are_equal_steps_of_what_is_reached(video):
+    for policy in ("cumulative", "cumulative-coverage", "packets"):
+        found = selection(video, 6, policy)
+        levels = (2 * np.arange(6) + 1) / 12 * found.reached[-1]
+        before = np.append(0, found.reached)[found.frames]
+        assert (before <= levels).all() and (levels < found.reached[found.frames] + 1e-9).all(), policy
+    assert selection(video, 6, "top-k").reached is None is selection(video, 6, "uniform").reached
+
+
 def still(n, noise, seed=0):
     """Block means [n, 256] of a still, noisy picture."""
     return np.random.default_rng(seed).normal(100, noise, (n, 256)).round().astype(np.uint8)

@@ -1,4 +1,5 @@
 """Awkward and damaged files: the right frame for every number and time, or an error that names the file."""
+import collections
 import hashlib
 import multiprocessing
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from little_videos import damage, encode, encode_at, hide_start, pictures, rotate, shown
 
 from vqlora.frames import reader
+from vqlora.frames.gapless import stream_fault
 from vqlora.frames.manifest import check_videos
 from vqlora.frames.reader import (
     VideoError,
@@ -175,6 +177,57 @@ def test_checksums_of_the_container_find_overwritten_bytes(tmp_path, name, codec
     path.write_bytes(whole[:len(whole) * 3 // 4])
     assert container_fault(path)
     assert container_fault(encode(tmp_path / "a.mp4", 2)) is None
+
+
+@pytest.mark.parametrize("name, codec, options", [
+    ("a.webm", "libvpx-vp9", {}), ("a.mp4", "libx265", {"height": 144})])
+def test_a_second_way_to_decode_finds_overwritten_bytes(tmp_path, monkeypatch, name, codec, options):
+    path = encode(tmp_path / name, 12, noise=60, codec=codec, **{"width": 176, "height": 96} | options)
+    whole, found = path.read_bytes(), {True: 0, False: 0}
+    assert check(path).verdict == "ok"
+    for seed in range(12):
+        path.write_bytes(whole)
+        overwrite(path, seed)
+        for twice in found:
+            try:
+                collections.deque(stream(path, twice=twice), 0)
+            except VideoError:
+                found[twice] += 1
+    assert found[True] >= 10 and found[True] > found[False]
+    path.write_bytes(whole)
+    monkeypatch.setattr("vqlora.frames.container.cross_check", None)  # not for a file that is known
+    assert len(read_frames(path, sha256=hashlib.sha256(whole).hexdigest())) == 12
+
+
+@pytest.mark.parametrize("name, codec", [
+    ("a.ts", "libx264"), ("a.m2ts", "libx264"), ("a.mpg", "mpeg2video"), ("a.flv", "libx264")])
+def test_streams_must_be_gapless(tmp_path, name, codec):
+    path = encode(tmp_path / name, 24, fps=25, noise=60, codec=codec)
+    whole = path.read_bytes()
+    assert check(path).verdict == "ok"
+    middle, size = len(whole) // 2, 192 if "m2" in name else 188
+    packet = 12 * size  # at a packet's start in a transport stream
+    spoilt = {"cut": whole[:middle + 5], "hole": whole[:middle] + whole[middle + 50:], "head": whole[9:],
+              "twice": whole[:middle] + whole[middle - 31:]}
+    if "ts" in name:
+        spoilt["packets"] = whole[:packet] + whole[packet + size:]
+    for kind, data in spoilt.items():
+        path.write_bytes(data)
+        assert check(path).verdict != "ok", kind
+        with pytest.raises(VideoError):
+            read_frames(path)
+
+
+def test_padding_is_no_gap_and_a_jump_is(tmp_path):
+    path = encode(tmp_path / "a.mpg", 24, fps=25, noise=60, codec="mpeg2video")
+    program = path.read_bytes()
+    second = program.index(b"\0\0\1\xba", 4)
+    path.write_bytes(program[:second] + bytes(20) + program[second:] + bytes(3000))
+    assert stream_fault(path, "mpeg") is None
+    whole = bytearray(encode(tmp_path / "a.ts", 24, noise=60).read_bytes())
+    path.write_bytes(whole + whole)  # two recordings, one after the other
+    assert "packets are missing" in stream_fault(path, "mpegts")
+    assert stream_fault(path, "matroska,webm") is None
 
 
 def test_listed_sums_are_required_and_a_new_list_is_noticed(tmp_path):

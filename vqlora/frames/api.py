@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 
 from vqlora.frames import select
-from vqlora.frames.policies import BY_PACKETS, BY_PIXELS, packets_score
+from vqlora.frames.policies import BY_PACKETS, BY_PIXELS, COVERAGE, packets_score
 from vqlora.frames.reader import VideoError, frame_times, packets, stream
 from vqlora.frames.scores import FrameScores, pick_yuv, score_frames, score_planes
 
 DEFAULT = "cumulative-coverage"
+_STEPS = {"cumulative": 0.0, "cumulative-coverage": COVERAGE, "lowbit-cumulative": COVERAGE,
+          "packets": COVERAGE}
 POLICIES = ("uniform", "random", *BY_PACKETS, *BY_PIXELS, "encoder")
 
 
 @dataclass(frozen=True)
 class Selection:
     """Chosen `frames` (int64, ascending) of `n_frames`, with the time of every frame `times_s` `[T]`, and the
-    `curve` `[T]` the policy went by, named `curve_name` (None for uniform, random, encoder)."""
+    `curve` `[T]` the policy went by, named `curve_name` (None for uniform, random, encoder). `reached` `[T]`
+    is the sum of it that the chosen frames are equal steps of, for the policies that choose so."""
 
     frames: np.ndarray
     n_frames: int
@@ -32,6 +35,7 @@ class Selection:
     policy: str
     curve: np.ndarray | None = None
     curve_name: str = ""
+    reached: np.ndarray | None = None
 
 
 def select_frames(video: str | Path | np.ndarray, k: int | None = None, policy: str = DEFAULT, *,
@@ -95,7 +99,8 @@ def selection(video: str | Path | np.ndarray, k: int | None = None, policy: str 
         chosen = choose(k)
         if k > n_frames:
             warnings.warn(f"{name} has {n_frames} frames, fewer than the {k} asked for", stacklevel=3)
-    return Selection(np.asarray(chosen, np.int64), n_frames, times_s, policy, curve, curve_name)
+    steps = select.accumulated(curve, len(chosen), _STEPS[policy]) if policy in _STEPS else None
+    return Selection(np.asarray(chosen, np.int64), n_frames, times_s, policy, curve, curve_name, steps)
 
 
 def score_video(path: str | Path, *, sha256: str | None = None, colour: bool = True) -> FrameScores:
@@ -106,7 +111,7 @@ def score_video(path: str | Path, *, sha256: str | None = None, colour: bool = T
     times_s: list[float] = []
 
     def planes() -> Iterator:
-        for picture in stream(path, sha256):
+        for picture in stream(path, sha256, twice=False):  # frames are read, and checked, later
             times_s.append(picture.time_s)
             yield pick_yuv(*picture.yuv(), with_colour=colour)
 

@@ -33,6 +33,7 @@ from vqlora.frames.container import (  # noqa: F401  what users of the reader ne
     VideoInfo,
     reason_of,
 )
+from vqlora.frames.mp4 import mp4_packets
 from vqlora.frames.sums import file_sha256
 
 OK = "ok"
@@ -81,7 +82,7 @@ def check(path: Path, sha256: str | None = None) -> VideoCheck:
         if sha256 is not None and found != sha256:
             raise VideoError(path, None, "not the bytes that its sha256 was taken of")
         tries: dict[int, np.ndarray] = {}
-        with Video(path) as video:
+        with Video(path, twice=sha256 is None) as video:
             info = video.info()
             for picture in video.pictures():
                 pixels = picture.rgb()
@@ -104,6 +105,8 @@ def check(path: Path, sha256: str | None = None) -> VideoCheck:
 
 def packets(path: Path) -> Packets:
     """Sizes, times and types of the compressed frames, without decoding any. Raises VideoError."""
+    if (table := mp4_packets(path)) is not None:
+        return table
     try:
         with Video(path, decode=False) as video:
             return video.packets()
@@ -121,13 +124,15 @@ def frame_times(path: Path) -> np.ndarray:
         return np.array([picture.time_s for picture in video.pictures()])
 
 
-def stream(path: Path, sha256: str | None = None) -> Iterator[Picture]:
+def stream(path: Path, sha256: str | None = None, *, twice: bool | None = None) -> Iterator[Picture]:
     """Every frame in order of display, in constant memory: `picture.rgb()`, `.yuv()`, `.number`, `.time_s`.
 
-    Raises VideoError at the frame where damage shows, also at the end for frames that are missing.
+    `twice` decodes VP9 and HEVC by a second way too, which shows most damage that the first does not; by
+    default where no `sha256` vouches for the file. Raises VideoError at the frame where damage shows, also at
+    the end for frames that are missing.
     """
     _verify(path, sha256)
-    with Video(path) as video:
+    with Video(path, twice=sha256 is None if twice is None else twice) as video:
         yield from video.pictures()
 
 
@@ -182,7 +187,7 @@ def read_frames(path: Path, indices: Sequence[int] | np.ndarray | None = None, *
     keep = None if wanted is None else set(wanted.tolist())
     picked = _sought(Path(path), keep) if keep and whole and seek and last >= _SEEK_FROM else None
     if picked is None:
-        picked = _decoded(path, keep, last, start_s, end_s)
+        picked = _decoded(path, keep, last, start_s, end_s, twice=sha256 is None)
     if wanted is None and whole and expected is not None and len(picked) != expected:
         raise VideoError(path, len(picked), f"PyAV gives {len(picked)} frames of {expected}")
     if len({picture.shape for picture in picked.values()}) > 1:
@@ -191,9 +196,9 @@ def read_frames(path: Path, indices: Sequence[int] | np.ndarray | None = None, *
 
 
 def _decoded(path: Path, keep: set[int] | None, last: int | None, start_s: float | None,
-             end_s: float | None) -> dict[int, np.ndarray]:
+             end_s: float | None, twice: bool) -> dict[int, np.ndarray]:
     picked, number = {}, -1
-    with Video(path) as video:
+    with Video(path, twice=twice) as video:
         for picture in video.pictures(start_s, end_s):
             number = picture.number
             if keep is None or number in keep:

@@ -99,17 +99,23 @@ def cumulative(score: np.ndarray, k: int, coverage: float = 0.0) -> np.ndarray:
     `coverage`, 0 to 1, is the share of the sum that is spread evenly over time; at 1, and where nothing
     changes, this is `uniform`.
     """
+    n, reached = len(score), accumulated(score, k, coverage)
+    if k >= n or not np.any(score):
+        return uniform(n, k)
+    targets = (2 * np.arange(k) + 1) / (2 * k) * reached[-1]
+    return _distinct(np.searchsorted(reached, targets + 1e-12, side="right"), n)
+
+
+def accumulated(score: np.ndarray, k: int, coverage: float = 0.0) -> np.ndarray:
+    """What `cumulative` takes equal steps of, float64 `[T]`, rising: the sum so far."""
     score = _scores(score, k)
     if not 0 <= coverage <= 1:
         raise ValueError(f"coverage is {coverage}; it must be from 0 to 1")
     if score.min() < 0:
         raise ValueError(f"a score of {score.min():g} cannot be accumulated; scores must be at least 0")
     n, total = len(score), score.sum()
-    if k >= n or total <= 0:
-        return uniform(n, k)
-    reached = np.cumsum(_capped((1 - coverage) * score / total + coverage / n, k))
-    targets = (2 * np.arange(k) + 1) / (2 * k) * reached[-1]
-    return _distinct(np.searchsorted(reached, targets + 1e-12, side="right"), n)
+    even = np.full(n, 1 / n)
+    return np.cumsum(_capped((1 - coverage) * score / total + coverage * even, k) if total > 0 else even)
 
 
 def segments(thumbs: np.ndarray, k: int) -> np.ndarray:

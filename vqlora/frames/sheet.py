@@ -11,6 +11,8 @@ from vqlora.frames.reader import stream
 from vqlora.frames.select import uniform
 
 _THUMB_PX, _PER_ROW, _MOST = 160, 8, 64
+_NAMES = {"motion": "motion (share of white)", "change": "change of low-bit codes",
+          "median_distance": "distance to the median frame", "bytes, excess": "bytes above the usual"}
 
 
 def pictures_of(video: str | Path | np.ndarray, frames: Sequence[int]) -> dict[int, np.ndarray]:
@@ -48,7 +50,8 @@ def draw_sheet(video: str | Path | np.ndarray, selected: Selection, target: str 
     FigureCanvasAgg(figure)
     upper, lower = figure.subfigures(2, 1, height_ratios=[2.2, cell_in * len(rows)])
     _draw_curve(upper.subplots(), selected, even)
-    upper.suptitle(title or f"{selected.policy}: {len(selected.frames)} of {selected.n_frames} frames",
+    name = "" if isinstance(video, np.ndarray) else f"{Path(video).name}, "
+    upper.suptitle(title or f"{name}{selected.policy}: {len(selected.frames)} of {selected.n_frames} frames",
                    fontsize=9)
     cells = lower.subplots(len(rows), columns, squeeze=False)
     for axes, (label, part) in zip(cells, rows, strict=True):
@@ -67,17 +70,32 @@ def _draw_curve(axes, selected: Selection, even: np.ndarray) -> None:
     if selected.curve is not None:
         axes.fill_between(times_s, selected.curve, step="mid", color="tab:blue", alpha=0.35, linewidth=0)
         axes.step(times_s, selected.curve, where="mid", color="tab:blue", linewidth=0.8)
-        total = np.cumsum(selected.curve)
-        other = axes.twinx()
-        other.plot(times_s, total / (total[-1] or 1), color="tab:green", linewidth=0.8)
-        other.set_ylabel("share so far", fontsize=7, color="tab:green")
-        other.tick_params(labelsize=6)
-        other.set_ylim(0, 1)
+    if selected.reached is not None:
+        _draw_steps(axes.twinx(), selected)
     axes.plot(times_s[even], np.zeros(len(even)), "^", color="tab:gray", markersize=4, clip_on=False)
     for frame in selected.frames:
         axes.axvline(times_s[frame], color="tab:red", linewidth=1)
+    if len(selected.frames) <= 2 * _PER_ROW:
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(times_s[selected.frames], selected.frames)
+        above.tick_params(labelsize=6, colors="tab:red", length=2)
     axes.set_ylim(bottom=0)
     axes.set_xlim(times_s[0], times_s[-1] if len(times_s) > 1 else 1.0)
-    axes.set_xlabel("seconds (red: chosen; grey marks: evenly spaced)", fontsize=7)
-    axes.set_ylabel(selected.curve_name or "no score", fontsize=7)
+    steps = "" if selected.reached is None else " at equal steps of the green line"
+    axes.set_xlabel(f"seconds (red: frames chosen{steps}; grey marks: evenly spaced)", fontsize=7)
+    axes.set_ylabel(_NAMES.get(selected.curve_name, selected.curve_name) or "no score", fontsize=7)
     axes.tick_params(labelsize=6)
+
+
+def _draw_steps(axes, selected: Selection) -> None:
+    """The sum that equal steps were taken of, and the steps: each goes to the line and down to its frame."""
+    total, k = selected.reached[-1] or 1.0, len(selected.frames)
+    axes.plot(selected.times_s, selected.reached / total, color="tab:green", linewidth=1)
+    levels = (2 * np.arange(k) + 1) / (2 * k)
+    at = selected.times_s[selected.frames]
+    if k <= 2 * _PER_ROW:
+        axes.hlines(levels, at, selected.times_s[-1], color="tab:green", linewidth=0.4, linestyle=":")
+    axes.plot(at, levels, "o", color="tab:green", markersize=3)
+    axes.set_ylabel("share so far", fontsize=7, color="tab:green")
+    axes.tick_params(labelsize=6, colors="tab:green")
+    axes.set_ylim(0, 1)

@@ -1,8 +1,8 @@
 """Checksums of video files: what tells damage that decodes without a fault.
 
-Most codecs carry no checksum of the picture. Bytes overwritten inside an H.264, VP9 or MJPEG frame often
-decode to a wrong picture without an error in any decoder (all are built on the same rules, and comparing two
-of them shows nothing). Three things do show it, and this module has all three:
+Most codecs carry no checksum of the picture. Bytes overwritten inside an H.264, MPEG-4 or MJPEG frame often
+decode to a wrong picture without an error in any decoder (all follow the same rules; where two ways to decode
+differ, see `vqlora.frames.crosscheck`). Three things do show it, and this module has all three:
 
 - the sha256 of the file against one taken while the file was whole (a manifest, or the publisher's list);
 - `SHA256SUMS` beside the videos, as written by `sha256sum *`;
