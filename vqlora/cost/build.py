@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from vqlora.adapter import VQLoraConfig
-from vqlora.cost.shapes import Shapes, quantize_shapes
+from vqlora.cost.shapes import Shapes, converted_in_place, quantize_shapes
 from vqlora.modalities import find_description
 from vqlora.precision import compute_dtype
 from vqlora.quantize import (
@@ -64,13 +65,16 @@ def build_shapes(shapes: Shapes, cls: type, config: PreTrainedConfig, settings) 
     if saved is not None:
         del config.quantization_config  # planned in the bits asked for, whatever it is stored in
     compute = compute_dtype(settings.dtype, "cpu")
-    with shapes:
+    with shapes, no_init_weights():
         model = cls(config)
-        if settings.full:
-            return _attend(model.train(), settings)
-        chosen, kept = _plan(model, settings.bits, tuple(settings.skip), settings.quantize_head, device)
+        model.tie_weights()
+    if settings.full:
+        return attend(model, settings)
+    chosen, kept = _plan(model, settings.bits, tuple(settings.skip), settings.quantize_head, device)
+    if settings.bits != "bf16":
+        quantize_shapes(shapes, model, chosen, settings.bits, settings.double_quant)
+    with shapes, converted_in_place():
         if settings.bits != "bf16":
-            quantize_shapes(shapes, model, chosen, settings.bits, settings.double_quant)
             how = _bnb_config(settings.bits, settings.double_quant, compute, kept)
             _attach_quantizer(model, how)
             _round_to_16bit(model, torch.device("cpu"))
@@ -79,7 +83,7 @@ def build_shapes(shapes: Shapes, cls: type, config: PreTrainedConfig, settings) 
         adapter = settings.adapter or default_adapter(model)
         model = get_peft_model(model, copy.deepcopy(adapter), autocast_adapter_dtype=True)
         close_packing_trap(model)
-    return _attend(model, settings)
+    return attend(model, settings)
 
 
 def default_adapter(model: nn.Module) -> LoraConfig:
@@ -89,7 +93,7 @@ def default_adapter(model: nn.Module) -> LoraConfig:
     return LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def _attend(model: nn.Module, settings) -> nn.Module:
+def attend(model: nn.Module, settings) -> nn.Module:
     """The attention that `train` takes on this kind of machine."""
     from vqlora.train import choose_attention
 

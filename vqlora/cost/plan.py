@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -240,7 +239,7 @@ def _plan_settings(cls: type, config: PreTrainedConfig, settings: Settings) -> M
 
     shapes = Shapes()
     model = build_shapes(shapes, cls, copy.deepcopy(config), settings)
-    batch = _batch(model, settings)
+    batch = make_batch(model, settings)
     held = static_bytes(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     state, update = optimizer_plan(settings.optimizer, [p.shape for p in trained], settings.device)
@@ -267,7 +266,7 @@ def _plan_settings(cls: type, config: PreTrainedConfig, settings: Settings) -> M
         settings=settings,
         training=_parts(TRAINING, {**static, "optimizer": state}, training),
         inference=_parts(INFERENCE, static, most.parts),
-        parameters=sum(parameter_count(p) for p in model.parameters() if settings.full or not p.requires_grad),
+        parameters=sum(parameter_count(p) for p in model.parameters() if p.requires_grad <= settings.full),
         trainable=sum(p.numel() for p in trained),
         tokens=batch["input_ids"].shape[1],
         step_flops=step.flops,
@@ -276,7 +275,8 @@ def _plan_settings(cls: type, config: PreTrainedConfig, settings: Settings) -> M
     )
 
 
-def _batch(model: nn.Module, settings: Settings) -> Mapping[str, Tensor]:
+def make_batch(model: nn.Module, settings: Settings) -> Mapping[str, Tensor]:
+    """The batch that `settings` stand for, for a model with or without adapters."""
     if settings.inputs is not None:
         return settings.inputs(settings.batch, settings.frames)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model

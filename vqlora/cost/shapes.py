@@ -12,6 +12,9 @@ that a weight has touched is a shape.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
@@ -55,7 +58,7 @@ class Shapes(TorchDispatchMode):
     def shape(self, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor without values, whole numbers included."""
         with self.fake:
-            return torch.empty(*size, dtype=dtype)
+            return torch.empty(size, dtype=dtype)
 
 
 def quantize_shapes(shapes: Shapes, model: nn.Module, names: list[str], bits: str, double_quant: bool):
@@ -81,6 +84,22 @@ def quantize_shapes(shapes: Shapes, model: nn.Module, names: list[str], bits: st
         new.weight, new.bias = weight, old.bias
         new.source_cls = type(old)
         model.set_submodule(name, new.train(old.training))
+
+
+@contextmanager
+def converted_in_place() -> Iterator[None]:
+    """`Module.to` changes parameters in place: torch would swap fake ones, which others may hold."""
+
+    def apply(module: nn.Module, change, recurse: bool = True) -> nn.Module:
+        for tensor in (*module.parameters(recurse), *module.buffers(recurse)):
+            tensor.data = change(tensor.data)
+        return module
+
+    before, nn.Module._apply = nn.Module._apply, apply
+    try:
+        yield
+    finally:
+        nn.Module._apply = before
 
 
 def _constants(shapes: Shapes, size: torch.Size, bits: str, double_quant: bool) -> bnb.functional.QuantState:

@@ -28,7 +28,9 @@ class Followed:
         return sum(self.parts.values())
 
 
-def training_step(model: nn.Module, batch: Mapping[str, Tensor], *, autocast: bool = False, seen=None) -> None:
+def training_step(
+    model: nn.Module, batch: Mapping[str, Tensor], *, autocast: bool = False, seen: Follow | None = None
+) -> None:
     """Forward and backward as the Trainer makes them; gradients stay. autocast: products in bfloat16."""
     device = batch["input_ids"].device.type
     half = torch.autocast(device, torch.bfloat16) if autocast else contextlib.nullcontext()
