@@ -81,6 +81,7 @@ def build_shapes(shapes: Shapes, cls: type, config: PreTrainedConfig, settings) 
             model.config.quantization_config = how
         load_quantized(model, settings.bits, compute_dtype=compute.name, device="cpu")
         adapter = settings.adapter or default_adapter(model)
+    with shapes, converted_in_place(), no_init_weights():
         model = get_peft_model(model, copy.deepcopy(adapter), autocast_adapter_dtype=True)
         close_packing_trap(model)
     return attend(model, settings)

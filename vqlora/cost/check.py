@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from vqlora.cost.build import attend, default_adapter
-from vqlora.cost.inputs import batch_bytes, prompt_only
+from vqlora.cost.inputs import prompt_only
 from vqlora.cost.measure import (
     optimizer_bytes,
     reset_resident_peak,
     resident_bytes,
     resident_peak_bytes,
-    static_bytes,
     step_bytes,
 )
-from vqlora.cost.plan import INFERENCE, TRAINING, Settings, make_batch, plan_memory
+from vqlora.cost.plan import INFERENCE, TRAINING, plan_memory
+from vqlora.cost.predict import Settings, make_batch, static_parts
 from vqlora.cost.steps import follow_last_token, follow_prefill, follow_training, training_step
 from vqlora.quantize import close_packing_trap, load_quantized
 
@@ -104,13 +104,8 @@ def measure(model: nn.Module, settings: Settings) -> dict[str, int]:
     batch = {key: value.contiguous().to(device) for key, value in batch.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(settings.optimizer, trained)
-    held, half = static_bytes(model), settings.full and settings.dtype == "bf16"
-    static = {
-        "weights": held["weights"] + held["buffers"] + (held["trainable"] if settings.full else 0),
-        "constants": held["constants"],
-        "adapters": 0 if settings.full else held["trainable"],
-        "inputs": batch_bytes(batch),
-    }
+    half = settings.full and settings.dtype == "bf16"
+    static = static_parts(model, batch, settings.full)
     state = optimizer_bytes(optimizer)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -124,7 +119,7 @@ def measure(model: nn.Module, settings: Settings) -> dict[str, int]:
     peak = step_bytes(lambda: _generate(model, batch, settings.answer), device)
     grown = [follow_prefill(model, batch, settings.answer)]
     if settings.answer > 1:
-        grown.append(follow_last_token(model, batch, settings.answer))
+        grown.append(follow_last_token(model, batch))
     most = max(grown, key=lambda part: part.peak_bytes)
     found |= _report("generation", INFERENCE, static, most.parts, peak)
     return {**found, "step FLOPs": step.flops, "token FLOPs": grown[-1].flops}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
@@ -14,10 +13,14 @@ def count_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of one call, a multiply-add as two; 4-bit and 8-bit layers count as 16-bit
     ones do.
     """
-    with contextlib.ExitStack() as stack:
-        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_formulas()))
+    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
         step()
     return counter.get_total_flops()
+
+
+def flop_formulas() -> Mapping[object, Callable[..., int]]:
+    """Operator -> formula(*arguments, out_val=result) of all operators that `count_flops` counts."""
+    return FlopCounterMode(display=False, custom_mapping=_formulas()).flop_registry
 
 
 def _formulas() -> dict:

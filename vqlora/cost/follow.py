@@ -14,6 +14,7 @@ table in `vqlora.cost.scratch`.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from vqlora.cost.flops import flop_formulas
+from vqlora.cost.shapes import Shapes
 
 PARTS = ("activations", "gradients", "logits", "cache", "working")
 
@@ -39,14 +43,21 @@ class Follow(TorchDispatchMode):
 
     model: gradients of its parameters are told apart. vocabulary: tensors [.., vocabulary] are logits, with
     their float copy, their softmax and their gradients. scratch: (operation, arguments, result) -> bytes that
-    the operation needs inside. phase: set it to say which part of the step runs.
+    the operation needs inside. shapes: run the operations there (as a mode of its own it would cost twice the
+    time). phase: set it to say which part of the step runs. flops: of all so far, by phase.
     """
 
     def __init__(
-        self, model: nn.Module | None = None, vocabulary: int | None = None, scratch: Callable | None = None
+        self,
+        model: nn.Module | None = None,
+        vocabulary: int | None = None,
+        scratch: Callable | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
         super().__init__()
-        self.vocabulary, self.scratch, self.phase = vocabulary, scratch, "forward"
+        self.vocabulary, self.scratch, self.shapes, self.phase = vocabulary, scratch, shapes, "forward"
+        self.flops: Counter[str] = Counter()
+        self._formulas = flop_formulas()
         self.alive: dict[int, int] = {}  # storage -> place in `made`
         self.made: list[_Made] = []
         self.events: list[tuple[int, bool, str]] = []  # (place, made or freed, phase)
@@ -56,19 +67,26 @@ class Follow(TorchDispatchMode):
             if param.requires_grad
         ]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled inside; torch's guard against it doubles the time of an operation
+
     def __exit__(self, *fault):
         for hook in self._hooks:
             hook.remove()
         return super().__exit__(*fault)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.prim.device.default:
-            return func(*args)
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return self._run(func, args, kwargs)
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 self._watch(leaf, before=True)
-        out = func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.flops[self.phase] += formula(*args, **kwargs, out_val=out)
         inside = self.scratch(func, args, out) if self.scratch is not None else 0
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -77,6 +95,9 @@ class Follow(TorchDispatchMode):
             self._note(inside)
             self._free(len(self.made) - 1)
         return out
+
+    def _run(self, func, args, kwargs):
+        return func(*args, **kwargs) if self.shapes is None else self.shapes.run(func, args, kwargs)
 
     def tag(self, tensors: object, part: str) -> None:
         """Say what the storages of some tensors (in any nesting) are."""

@@ -11,24 +11,23 @@ its making to its freeing (`vqlora.cost.follow`): nothing is fitted to measureme
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig
 
-from vqlora.cost.build import build_shapes, read_config
-from vqlora.cost.inputs import batch_bytes, clip_batch
-from vqlora.cost.measure import parameter_count, static_bytes
+from vqlora.cost.build import read_config
+from vqlora.cost.measure import parameter_count
 from vqlora.cost.optimizers import optimizer_plan
+from vqlora.cost.predict import Inputs, Made, Settings, make_batch, predict_generation, predict_training
 from vqlora.cost.search import largest
-from vqlora.cost.shapes import Shapes
-from vqlora.cost.steps import follow_last_token, follow_prefill, follow_training
 from vqlora.quantize import BITS
 
 if TYPE_CHECKING:
@@ -37,29 +36,6 @@ if TYPE_CHECKING:
 TRAINING = ("weights", "constants", "adapters", "optimizer", "inputs", "gradients", "activations", "logits",
             "working")  # fmt: skip
 INFERENCE = ("weights", "constants", "adapters", "inputs", "cache", "logits", "working")
-Inputs = Callable[[int, int], Mapping[str, Tensor]]  # (batch, frames) -> arguments of a forward
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a plan is for; see `plan_memory`."""
-
-    bits: str = "nf4"
-    adapter: LoraConfig | None = None
-    full: bool = False
-    frames: int = 8
-    tokens_per_frame: int | None = None
-    prompt: int = 32
-    answer: int = 32
-    batch: int = 1
-    gradient_checkpointing: bool = False
-    optimizer: str = "adamw_torch"
-    dtype: str = "bf16"
-    double_quant: bool = True
-    quantize_head: bool = False
-    skip: tuple[str, ...] = ()
-    device: str = "cuda"
-    inputs: Inputs | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +56,7 @@ class MemoryPlan:
     tokens: int  # of one row, frames included
     step_flops: int
     token_flops: int
-    source: tuple = field(repr=False, compare=False, default=())
+    _made: Made | None = field(repr=False, compare=False, default=None)
 
     @property
     def train_bytes(self) -> int:
@@ -92,7 +68,7 @@ class MemoryPlan:
 
     def replace(self, **changes) -> MemoryPlan:
         """The plan of the same model under other settings."""
-        return _plan_settings(*self.source, dataclasses.replace(self.settings, **changes))
+        return _plan_settings(self._made, dataclasses.replace(self.settings, **changes))
 
     def fit(self, card: int | str, *, reserve: int | str = 0, generate: bool = False) -> dict[str, int]:
         """{"batch": .., "frames": ..}: the largest of each, the other as planned, that fits; 0 if none does.
@@ -104,8 +80,10 @@ class MemoryPlan:
         room = read_bytes(card) - read_bytes(reserve)
 
         def size(**changes) -> int:
-            plan = self.replace(**changes)
-            return plan.inference_bytes if generate else plan.train_bytes
+            settings = dataclasses.replace(self.settings, **changes)
+            predict = predict_generation if generate else predict_training
+            static, moving = predict(self._made, settings)
+            return sum(static.values()) + moving.peak_bytes
 
         return {
             "batch": largest(lambda n: size(batch=n), room),
@@ -122,8 +100,9 @@ class MemoryPlan:
 
         rows = []
         for words, changes in _changes(self.settings):
-            plan = self.replace(**changes)
-            rows.append((words, self.train_bytes - plan.train_bytes, plan.train_bytes))
+            static, moving = predict_training(self._made, dataclasses.replace(self.settings, **changes))
+            peak = sum(static.values()) + moving.peak_bytes
+            rows.append((words, self.train_bytes - peak, peak))
         table = pd.DataFrame(rows, columns=["change", "saves_bytes", "train_bytes"])
         if card is not None:
             table["fits"] = table.train_bytes <= read_bytes(card) - read_bytes(reserve)
@@ -218,7 +197,7 @@ def plan_memory(
     settings = Settings(bits, adapter_config, full, frames, tokens_per_frame, prompt, answer, batch,
                         gradient_checkpointing, optimizer, dtype, double_quant, quantize_head, tuple(skip),
                         device, inputs)  # fmt: skip
-    return _plan_settings(*read_config(model), settings)
+    return _plan_settings(Made(*read_config(model)), settings)
 
 
 def read_bytes(size: int | str) -> int:
@@ -234,54 +213,22 @@ def read_bytes(size: int | str) -> int:
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
-def _plan_settings(cls: type, config: PreTrainedConfig, settings: Settings) -> MemoryPlan:
-    import copy
-
-    shapes = Shapes()
-    model = build_shapes(shapes, cls, copy.deepcopy(config), settings)
-    batch = make_batch(model, settings)
-    held = static_bytes(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    state, update = optimizer_plan(settings.optimizer, [p.shape for p in trained], settings.device)
-    static = {
-        "weights": held["weights"] + held["buffers"] + (held["trainable"] if settings.full else 0),
-        "constants": held["constants"],
-        "adapters": 0 if settings.full else held["trainable"],
-        "inputs": batch_bytes(batch),
-    }
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with shapes:
-        step = follow_training(model.train(), batch, autocast=settings.full and settings.dtype == "bf16")
-        generations = [follow_prefill(model.eval(), batch, settings.answer)]
-        if settings.answer > 1:
-            generations.append(follow_last_token(model, batch, settings.answer))
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    training = step.parts
-    if step.peak_bytes < gradients + update:  # the optimizer's own step is the peak
-        training = {"gradients": gradients, "working": update}
-    most = max(generations, key=lambda found: found.peak_bytes)
+def _plan_settings(made: Made, settings: Settings) -> MemoryPlan:
+    training, step = predict_training(made, settings)
+    inference, generation = predict_generation(made, settings)
+    model = made.of(settings)
     return MemoryPlan(
-        model=config.model_type,
+        model=made.config.model_type,
         settings=settings,
-        training=_parts(TRAINING, {**static, "optimizer": state}, training),
-        inference=_parts(INFERENCE, static, most.parts),
+        training=_parts(TRAINING, training, step.parts),
+        inference=_parts(INFERENCE, inference, generation.parts),
         parameters=sum(parameter_count(p) for p in model.parameters() if p.requires_grad <= settings.full),
-        trainable=sum(p.numel() for p in trained),
-        tokens=batch["input_ids"].shape[1],
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        tokens=make_batch(model, settings)["input_ids"].shape[1],
         step_flops=step.flops,
-        token_flops=generations[-1].flops,
-        source=(cls, config),
+        token_flops=generation.flops,
+        _made=made,
     )
-
-
-def make_batch(model: nn.Module, settings: Settings) -> Mapping[str, Tensor]:
-    """The batch that `settings` stand for, for a model with or without adapters."""
-    if settings.inputs is not None:
-        return settings.inputs(settings.batch, settings.frames)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return clip_batch(model, settings.batch, settings.frames, settings.prompt, settings.answer,
-                      settings.tokens_per_frame)  # fmt: skip
 
 
 def _parts(names: tuple[str, ...], static: Mapping[str, int], moving: Mapping[str, int]) -> dict[str, int]:
@@ -317,8 +264,6 @@ def _changes(settings: Settings):
 def _with_rank(adapter: LoraConfig, rank: int) -> LoraConfig | None:
     if getattr(adapter, "ranks", None) is not None:
         return None
-    import copy
-
     other = copy.deepcopy(adapter)
     other.r = rank
     return other

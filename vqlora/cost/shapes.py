@@ -29,6 +29,12 @@ _INDEXED = (
     torch.ops.aten.index_put.default,
     torch.ops.aten.index_put_.default,
 )
+_FILLED = (
+    torch.ops.aten.uniform_.default,
+    torch.ops.aten.normal_.default,
+    torch.ops.aten.zero_.default,
+    torch.ops.aten.fill_.Scalar,
+)
 _PREPARED = False
 
 
@@ -40,13 +46,22 @@ class Shapes(TorchDispatchMode):
         _fill_code_books()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled inside; torch's guard against it costs time at every operation
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func, args: tuple, kwargs: dict):
+        """The result of one operation."""
         if func is torch.ops.prim.device.default:
             return args[0].fake_device if isinstance(args[0], FakeTensor) else args[0].device
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
+        if func in _FILLED:
+            return args[0]
         if func in _INDEXED:
             args = (args[0], [_as_numbers(index) for index in args[1]], *args[2:])
         with self.fake:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vqlora.cost.flops import count_flops
 from vqlora.cost.follow import Follow
 from vqlora.cost.inputs import prompt_only
 from vqlora.cost.scratch import scratch_bytes
+from vqlora.cost.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -41,37 +41,47 @@ def training_step(
     loss.backward()
 
 
-def follow_training(model: nn.Module, batch: Mapping[str, Tensor], *, autocast: bool = False) -> Followed:
-    """Follow one training step of a model in training mode; its gradients are dropped afterwards."""
-    flops = []
-    with Follow(model, vocabulary_size(model), scratch_bytes) as seen:
-        flops.append(count_flops(lambda: training_step(model, batch, autocast=autocast, seen=seen)))
+def follow_training(
+    model: nn.Module, batch: Mapping[str, Tensor], *, autocast: bool = False, shapes: Shapes | None = None
+) -> Followed:
+    """Follow one training step of a model in training mode; its gradients are dropped afterwards.
+
+    shapes: for a model made there.
+    """
+    with _follow(model, shapes) as seen:
+        training_step(model, batch, autocast=autocast, seen=seen)
     model.zero_grad(set_to_none=True)
-    return Followed(seen.peak_parts(), flops[0])
+    return Followed(seen.peak_parts(), seen.flops.total())
 
 
 @torch.no_grad()
-def follow_prefill(model: nn.Module, batch: Mapping[str, Tensor], answer: int) -> Followed:
+def follow_prefill(
+    model: nn.Module, batch: Mapping[str, Tensor], answer: int, shapes: Shapes | None = None
+) -> Followed:
     """Follow the forward that reads the prompt and its frames and fills the cache."""
-    batch, flops = prompt_only(batch, answer), []
-    with Follow(model, vocabulary_size(model), scratch_bytes) as seen:
-        kept = []
-        flops.append(count_flops(lambda: kept.append(_prefill(model, batch))))
-        seen.tag(cached(kept), "cache")
-    return Followed(seen.peak_parts(), flops[0])
+    with _follow(model, shapes) as seen:
+        cache = _prefill(model, prompt_only(batch, answer))
+        seen.tag(cached(cache), "cache")
+    return Followed(seen.peak_parts(), seen.flops.total())
 
 
 @torch.no_grad()
-def follow_last_token(model: nn.Module, batch: Mapping[str, Tensor], answer: int) -> Followed:
-    """Follow the forward of the last of `answer` tokens, behind a cache of all before it."""
-    before, flops = prompt_only(batch, 2), []  # the last token is not fed again
-    with Follow(model, vocabulary_size(model), scratch_bytes) as seen:
+def follow_last_token(
+    model: nn.Module, batch: Mapping[str, Tensor], shapes: Shapes | None = None
+) -> Followed:
+    """Follow the forward that gives the last token of the answers, behind a cache of all before it."""
+    before = prompt_only(batch, 2)  # one is fed now, and the last is not fed again
+    with _follow(model, shapes) as seen:
         cache = _prefill(model, before)
-        seen.tag(cached([cache]), "cache")
+        seen.tag(cached(cache), "cache")
         seen.phase = "decode"
-        flops.append(count_flops(lambda: _token(model, before, cache)))
-        seen.tag(cached([cache]), "cache")
-    return Followed(seen.peak_parts("decode"), flops[0])
+        _token(model, before, cache)
+        seen.tag(cached(cache), "cache")
+    return Followed(seen.peak_parts("decode"), seen.flops["decode"])
+
+
+def _follow(model: nn.Module, shapes: Shapes | None) -> Follow:
+    return Follow(model, vocabulary_size(model), scratch_bytes, shapes)
 
 
 def _prefill(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
@@ -90,13 +100,10 @@ def _takes(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(type(inner).forward).parameters
 
 
-def cached(caches: list) -> list[Tensor]:
-    """All tensors of key/value caches."""
-    found = []
-    for cache in caches:
-        for layer in getattr(cache, "layers", ()):
-            found += [value for value in vars(layer).values() if isinstance(value, Tensor)]
-    return found
+def cached(cache: object) -> list[Tensor]:
+    """All tensors of a key/value cache."""
+    layers = getattr(cache, "layers", ())
+    return [value for layer in layers for value in vars(layer).values() if isinstance(value, Tensor)]
 
 
 def vocabulary_size(model: nn.Module) -> int:
