@@ -71,6 +71,24 @@ def check_planner(
     return pd.concat(frames, ignore_index=True)
 
 
+def peaks(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting of `check_planner`'s table: predicted and measured peaks in MB (10^6 bytes).
+
+    Returns:
+        number, model and settings, and for training and generation predicted_mb, measured_mb, ratio; then
+        resident_mb, of the process above what it held before the model was made.
+    """
+    keys = ["number", "model", *_SHOWN, "rank"]
+    wide = table.drop_duplicates(keys)[keys].set_index("number")
+    for title in ("training", "generation"):
+        rows = table[table.part == f"{title} peak"].set_index("number")
+        wide[f"{title}_predicted_mb"] = rows.predicted_bytes / 1e6
+        wide[f"{title}_measured_mb"] = rows.measured_bytes / 1e6
+        wide[f"{title}_ratio"] = rows.ratio
+    resident = table[table.part == "resident peak"].set_index("number").measured_bytes
+    return wide.assign(resident_mb=resident / 1e6).reset_index()
+
+
 def check_plan(make: Callable[[], nn.Module], **settings) -> pd.DataFrame:
     """Plan and measure one setting: part, predicted_bytes, measured_bytes, ratio (predicted / measured)."""
     import pandas as pd
