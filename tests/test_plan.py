@@ -74,11 +74,19 @@ def test_more_of_anything_takes_more(plan):
     assert plan.replace().to_dict() == plan.to_dict()  # nothing was left behind by the others
 
 
+@pytest.mark.parametrize("bits", ["bf16", "int8"])
+def test_work_and_trainable_parameters_do_not_depend_on_bits(plan, bits):
+    other = plan.replace(bits=bits)
+    for name in ("step_flops", "token_flops", "parameters", "trainable"):
+        assert getattr(other, name) == getattr(plan, name) > 0, name
+    assert other.training["weights"] > plan.training["weights"]
+
+
 def test_fit_is_the_largest_that_fits(plan):
     room = plan.replace(batch=5).train_bytes
-    assert plan.fit(room)["batch"] == 5 and plan.fit(room - 1)["batch"] == 4
-    assert plan.fit(room, reserve=1)["batch"] == 4
-    frames = plan.fit(room)["frames"]
+    found = plan.fit(room)
+    assert found["batch"] == 5 and plan.fit(room, reserve=1)["batch"] == 4
+    frames = found["frames"]
     assert plan.replace(frames=frames).train_bytes <= room < plan.replace(frames=frames + 1).train_bytes
     assert plan.fit(1000) == {"batch": 0, "frames": 0}
 
@@ -131,7 +139,7 @@ def test_text_decoders_and_classes_that_are_not_known_here():
     short = plan_memory(config, frames=0, prompt=8, answer=8)
     long = plan_memory(config, frames=4, tokens_per_frame=16, prompt=8, answer=8)
     assert (short.tokens, long.tokens) == (16, 80) and long.train_bytes > short.train_bytes
-    assert long.inference["cache"] >= 2 * 2 * 2 * 64 * 78  # keys and values, layers, bytes, width, tokens
+    assert long.inference["cache"] > 0 == long.training.get("cache", 0)
     other = tiny_model("video_llama_3")
     with pytest.raises(ValueError, match="video_llama_3.*inputs="):
         plan_memory(other)

@@ -175,7 +175,8 @@ def plan_memory(
         for decoders without a vision tower.
     full: every parameter is trained in float32 (products in bf16 where dtype says so); no adapters, no bits.
     optimizer: the Trainer's name. dtype: what is computed in, "bf16" or "fp32".
-    device: "cuda" or "cpu", for attention, optimizer and widths as they are there.
+    device: "cuda" or "cpu", for attention, optimizer and widths as they are there. Operations are those of
+        the CPU in both cases: fused attention keeps as little on a card, int8 layers keep their inputs there.
     inputs: for classes that are not known: (batch, frames) -> arguments of one training forward.
 
     Raises ValueError that names the argument, its value and what is allowed.

@@ -35,10 +35,6 @@ def _int8_rows(args, out) -> int:
     return 8 * args[0].numel() - args[0].numel()
 
 
-def _dequantize_4bit(args, out) -> int:
-    return 0
-
-
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
