@@ -128,11 +128,20 @@ def measure(model: nn.Module, settings: Settings) -> dict[str, int]:
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     reset_resident_peak()
-    peak = step_bytes(lambda: _step(model, batch, optimizer, trained, half), device)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    def step() -> None:
+        training_step(model, batch, autocast=half)
+        update()
+
+    peak = step_bytes(step, device)
     found = {"resident peak": resident_peak_bytes()}
     optimizer.zero_grad(set_to_none=True)
-    step = follow_training(model, batch, autocast=half)
-    found |= _report("training", TRAINING, {**static, "optimizer": state}, step.parts, peak)
+    followed = follow_training(model, batch, autocast=half, update=update)
+    found |= _report("training", TRAINING, {**static, "optimizer": state}, followed.parts, peak)
     model.eval()
     peak = step_bytes(lambda: _generate(model, batch, settings.answer), device)
     grown = [follow_prefill(model, batch, settings.answer)]
@@ -140,7 +149,7 @@ def measure(model: nn.Module, settings: Settings) -> dict[str, int]:
         grown.append(follow_last_token(model, batch))
     most = max(grown, key=lambda part: part.peak_bytes)
     found |= _report("generation", INFERENCE, static, most.parts, peak)
-    return {**found, "step FLOPs": step.flops, "token FLOPs": grown[-1].flops}
+    return {**found, "step FLOPs": followed.flops, "token FLOPs": grown[-1].flops}
 
 
 def _real(model: nn.Module, settings: Settings, device: torch.device) -> nn.Module:
@@ -165,12 +174,6 @@ def _optimizer(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return optimizer
-
-
-def _step(model, batch, optimizer, trained, half: bool) -> None:
-    training_step(model, batch, autocast=half)
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
 
 
 @torch.no_grad()

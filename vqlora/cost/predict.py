@@ -82,8 +82,13 @@ def predict_training(made: Made, settings: Settings) -> tuple[dict[str, int], Fo
     trained, batch = [p for p in model.parameters() if p.requires_grad], make_batch(model, settings)
     state, update = optimizer_plan(settings.optimizer, [p.shape for p in trained], settings.device)
     half = settings.full and settings.dtype == "bf16"
-    step = follow_training(model.train(), batch, autocast=half, shapes=made.shapes)
-    gradients = sum(p.numel() * p.element_size() for p in trained)
+    have: list[Tensor] = []  # gradients; a parameter that the loss does not reach gets none
+
+    def look() -> None:
+        have.extend(p.grad for p in trained if p.grad is not None)
+
+    step = follow_training(model.train(), batch, autocast=half, shapes=made.shapes, update=look)
+    gradients = sum(grad.numel() * grad.element_size() for grad in have)
     if step.peak_bytes < gradients + update:  # the optimizer's own step is the peak
         step = Followed({"gradients": gradients, "working": update}, step.flops)
     return {**static_parts(model, batch, settings.full), "optimizer": state}, step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,14 +42,21 @@ def training_step(
 
 
 def follow_training(
-    model: nn.Module, batch: Mapping[str, Tensor], *, autocast: bool = False, shapes: Shapes | None = None
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    autocast: bool = False,
+    shapes: Shapes | None = None,
+    update: Callable[[], object] = lambda: None,
 ) -> Followed:
     """Follow one training step of a model in training mode; its gradients are dropped afterwards.
 
-    shapes: for a model made there.
+    shapes: for a model made there. update: what the optimizer does behind the backward.
     """
     with _follow(model, shapes) as seen:
         training_step(model, batch, autocast=autocast, seen=seen)
+        seen.phase = "update"
+        update()
     model.zero_grad(set_to_none=True)
     return Followed(seen.peak_parts(), seen.flops.total())
 
