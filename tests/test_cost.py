@@ -130,6 +130,16 @@ def test_quantized_forward_counts_what_16_bit_counts(bits):
     assert flops(bits) == flops("bf16") > 0
 
 
+def test_attention_counts_alike_fused_and_written_out():
+    model, ids = tiny()[0].eval(), torch.ones(2, 8, dtype=torch.long)
+    found = []
+    for how in ("sdpa", "eager"):
+        model.set_attn_implementation(how)
+        with torch.no_grad():
+            found.append(cost.count_flops(lambda: model(ids, use_cache=False)))
+    assert found[0] == found[1] > 0
+
+
 def test_backward_of_qlora_counts_what_lora_counts():
     found = []
     for arm, bits in (("lora", "bf16"), ("qlora", "nf4"), ("qlora", "int8")):

@@ -22,6 +22,7 @@ _WHERE = {
     "gates": "adapter",
     "load_quantized": "quantize",
     "merge": "adapter.merge",
+    "plan_memory": "cost.plan",
     "register_modalities": "modalities",
     "select_frames": "frames.api",
     "watch": "adapter",

@@ -19,6 +19,14 @@ EXAMPLES = """examples:
   vqlora pdf --profile cpu                 the paper from results that are there
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
+  vqlora plan my_model --batch 4 --card 24GB   memory of fine-tuning, before anything is loaded
+"""
+
+
+PLAN_EXAMPLE = """examples:
+  vqlora plan released --frames 8 --batch 32 --dtype fp32 --device cpu
+  vqlora plan path/to/llava-onevision-7b --bits nf4 --rank 16 --frames 16 --checkpointing --card 24GB
+  vqlora plan path/to/config.json --full --json
 """
 
 
@@ -75,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--modalities", nargs="+", metavar="PART", help="parts meant to carry adapters")
     part.add_argument("--allow", nargs="+", default=(), metavar="FAULT", help="faults to accept")
     part.set_defaults(command=_audit)
+    _plan_options(commands.add_parser(
+        "plan", help="memory of fine-tuning and generation, before anything is loaded",
+        description="Predict bytes by part from a configuration alone; nothing is loaded, no card is needed.",
+        epilog=PLAN_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter))
     part = commands.add_parser("select", help="choose frames of a video",
                                description="Print the chosen frames of a video: number, seconds.")
     part.set_defaults(command=_select)
@@ -87,6 +99,29 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--seed", type=int, default=0, help="of the policy `random`")
     part.add_argument("--sheet", metavar="FILE", help="draw the score and the frames there (.png or .pdf)")
     return parser
+
+
+def _plan_options(part: argparse.ArgumentParser) -> None:
+    add = part.add_argument
+    add("model", metavar="MODEL", help="folder, config.json, `released`, or a hub id used here before")
+    add("--bits", default="nf4", metavar="BITS", help="nf4 (default), fp4, int8 or bf16")
+    add("--rank", type=int, default=8, metavar="R", help="of every adapted layer (default: 8)")
+    add("--gate", default="rank", metavar="KIND", help="of the adapters (default: rank)")
+    add("--modalities", nargs="+", metavar="PART", help="parts that get adapters (default: all)")
+    add("--full", action="store_true", help="train every parameter instead, in float32")
+    add("--frames", type=int, default=8, metavar="T", help="of a clip (default: 8)")
+    add("--tokens-per-frame", type=int, metavar="M", help="for decoders without a vision tower")
+    add("--prompt", type=int, default=32, metavar="N", help="words before the answer (default: 32)")
+    add("--answer", type=int, default=32, metavar="N", help="learned or generated words (default: 32)")
+    add("--batch", type=int, default=1, metavar="B", help="clips (default: 1)")
+    add("--checkpointing", action="store_true", help="blocks are computed again in the backward")
+    add("--optimizer", default="adamw_torch", metavar="NAME", help="the Trainer's name of it (adamw_torch)")
+    add("--dtype", default="bf16", metavar="D", help="bf16 (default) or fp32")
+    add("--device", default="cuda", metavar="D", help="cuda (default) or cpu")
+    add("--card", metavar="SIZE", help="e.g. 24GB: also say what fits, and what to change if nothing does")
+    add("--reserve", default="0", metavar="SIZE", help="of the card, for the driver (default: 0)")
+    add("--json", action="store_true", help="print JSON")
+    part.set_defaults(command=_plan)
 
 
 def _notebook(chosen: argparse.Namespace) -> int:
@@ -183,6 +218,19 @@ def _select(chosen: argparse.Namespace) -> int:
             draw_sheet(chosen.video, found, chosen.sheet)
         except (ImportError, OSError, ValueError) as error:
             raise SelectError(f"{chosen.sheet}: {error}") from None
+    return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    import warnings
+
+    from vqlora.cost.command import describe_plan
+    warnings.simplefilter("ignore")
+    try:
+        found = describe_plan(chosen)
+    except (ValueError, KeyError) as fault:
+        raise ConfigError(str(fault.args[0])) from fault
+    print(json.dumps(found.to_dict(), indent=1) if chosen.json else found)
     return 0
 
 

@@ -1,9 +1,4 @@
-"""What a model and a step cost: bytes held, peak bytes, resident memory, floating-point operations.
-
-static_bytes(model)["total"]     # packed weights and their quantization constants included
-step_bytes(step)                 # most that was allocated above the start during one call
-count_flops(step)                # right for 4-bit and 8-bit layers and attention on CPU
-"""
+"""Bytes as they are: held by a model, at the peak of a step, by the process; and seconds of work."""
 
 from __future__ import annotations
 
@@ -19,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 
 def parameter_count(param: torch.Tensor) -> int:
@@ -53,8 +47,8 @@ def static_bytes(model: nn.Module) -> dict[str, int]:
 
     def add(part: str, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen or storage.data_ptr() == 0:
-            seen.add(storage.data_ptr())
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
             parts[part] += storage.nbytes()
 
     for param in model.parameters():
@@ -145,42 +139,6 @@ def reset_resident_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def count_flops(step: Callable[[], object]) -> int:
-    """Floating-point operations of one call, a multiply-add as two; 4-bit and 8-bit layers count as 16-bit
-    ones do.
-    """
-    with contextlib.ExitStack() as stack:
-        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_formulas()))
-        step()
-    return counter.get_total_flops()
-
-
-def _formulas() -> dict:
-    """Operators that torch counts as zero. Shapes come in, not tensors (except where `_get_raw` says so)."""
-
-    def gemm(a, packed, shape, *args, out_shape=None, **kwargs):  # [.., K] x [N, K]
-        return 2 * math.prod(a) * shape[0]
-
-    def int8(a, b, *args, out_shape=None, **kwargs):
-        return 2 * math.prod(a) * b[0]
-
-    def attention(query, key, value, *args, out_shape=None, **kwargs):
-        return sdpa_flop(query, key, value)
-
-    def attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs):
-        return sdpa_backward_flop(grad, query, key, value)
-
-    aten, bnb = torch.ops.aten, torch.ops.bitsandbytes
-    table = {
-        aten._scaled_dot_product_flash_attention_for_cpu: attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
-    }
-    for name, formula in (("gemm_4bit", gemm), ("int8_scaled_mm", int8), ("int8_linear_matmul", int8)):
-        if hasattr(bnb, name):
-            table[getattr(bnb, name)] = formula
-    return table
 
 
 @contextlib.contextmanager
