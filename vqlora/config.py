@@ -1,5 +1,6 @@
-"""Typed settings of a run, of the data and of the base, read from YAML or JSON; `vqlora.experiments` has those
-of whole experiments and the profiles.
+"""Typed settings of a run, of the data and of the base, read from YAML or JSON.
+
+Those of whole experiments, and the profiles, are in `vqlora.experiments`.
 
 A settings object is a value: frozen, comparable, written out in full by `model_dump`. Files are read
 strictly (text is never taken for a number) and each fault is one line, `file: key: value, what is allowed`.
