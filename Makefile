@@ -17,7 +17,7 @@ PYTHON  ?= python3.11
 PYTEST_ARGS ?=
 
 VQLORA    := .venv/bin/vqlora
-NOTEBOOKS := 00 01 02 03 06 13 90 91
+NOTEBOOKS := 00 01 02 03 06 07 13 90 91
 export PYTHON
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false

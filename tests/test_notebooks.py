@@ -237,4 +237,4 @@ def test_committed_notebooks_hold_an_argument_and_no_output(path):
 
 def test_every_notebook_has_a_cost_in_every_profile():
     for profile in (ROOT / "configs").glob("*.yaml"):
-        assert set(steps.NEEDS) <= set(load_profile(profile.stem, ROOT).expected_s)
+        assert set(steps.planned(profile.stem, ROOT)) <= set(load_profile(profile.stem, ROOT).expected_s)

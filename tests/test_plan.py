@@ -70,7 +70,7 @@ def test_more_of_anything_takes_more(plan):
     for changes in ({"frames": 4}, {"batch": 4}, {"adapter": VQLoraConfig(r=8, gate="none")}):
         more = plan.replace(**changes)
         assert more.train_bytes > plan.train_bytes and more.inference_bytes > plan.inference_bytes, changes
-    longer = plan.replace(frames=4)
+    longer = plan.replace(frames=16, batch=8)
     assert longer.replace(gradient_checkpointing=True).train_bytes < longer.train_bytes
     assert plan.replace().to_dict() == plan.to_dict()  # nothing was left behind by the others
 

@@ -94,7 +94,7 @@ def test_ranks_are_read_back_by_layer_and_drawn():
     plt.close(figure)
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "full"])
+@pytest.mark.parametrize("name", ["smoke", "full"])
 def test_profiles_compare_methods_at_one_budget(name):
     ranks = load_profile(name, ROOT).ranks
     runs = ranks.runs()

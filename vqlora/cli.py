@@ -126,9 +126,10 @@ def _plan_options(part: argparse.ArgumentParser) -> None:
 
 def _notebook(chosen: argparse.Namespace) -> int:
     from vqlora.notebooks import repository
-    from vqlora.steps import make, names, steps
+    from vqlora.steps import make, planned, steps
     root = repository()
-    todo = steps(chosen.notebooks or names(root), chosen.profile, root, pretrain=chosen.pretrain or None)
+    wanted = chosen.notebooks or planned(chosen.profile, root)
+    todo = steps(wanted, chosen.profile, root, pretrain=chosen.pretrain or None)
     with lock(root / "build" / chosen.profile / "lock", "vqlora notebook"):
         make(todo, force=chosen.force)
     return 0
@@ -136,9 +137,9 @@ def _notebook(chosen: argparse.Namespace) -> int:
 
 def _list(chosen: argparse.Namespace) -> int:
     from vqlora.notebooks import repository
-    from vqlora.steps import about, names, steps
+    from vqlora.steps import about, planned, steps
     root = repository()
-    for name in names(root):
+    for name in planned(chosen.profile, root):
         step = steps([name], chosen.profile, root)[-1]
         title, claim = about(step.path)
         measured, cost = step.stamp.is_file(), step.expected_s()

@@ -123,6 +123,7 @@ class FramesSettings(Settings):
     per_policy_counts: tuple[int, ...] = (4, 8)
     per_policy_domains: tuple[str, ...] = ()
     per_policy_seeds: tuple[int, ...] = (0,)
+    long_videos: bool = True                                 # also measure speed on them
     overrides: dict[str, Any] = {}                           # fields of RunSettings for every run
 
     @model_validator(mode="after")

@@ -31,7 +31,8 @@ NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_ma
          "91_tables": ("01_data", "02_base", "03_main", "07_frames", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
-         "06_ranks": {"name", "data", "base", "ranks"}}
+         "06_ranks": {"name", "data", "base", "ranks"}, "07_frames": {"name", "data", "base", "frames"}}
+SECTIONS = {"06_ranks": "ranks"}                             # a profile without it leaves the notebook out
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
 
@@ -130,6 +131,12 @@ def names(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
+def planned(profile: str, root: Path) -> list[str]:
+    """Stems of the notebooks that a profile makes: all but those whose section it lacks."""
+    settings = load_profile(profile, root)
+    return [name for name in names(root) if getattr(settings, SECTIONS.get(name, "main")) is not None]
+
+
 def find(text: str, root: Path) -> str:
     """Stem of the notebook that `03`, `03_main` or `notebooks/03_main.ipynb` means. Raises NotebookError."""
     wanted, known = Path(text).name.removesuffix(".ipynb"), names(root)
@@ -160,6 +167,9 @@ def steps(wanted: list[str], profile: str, root: Path, *, pretrain: bool | None 
 
     for name in wanted:
         add(find(name, root))
+    for name in order:
+        if getattr(settings, SECTIONS.get(name, "main")) is None:
+            raise NotebookError(f"{name}: profile {profile!r} has no section {SECTIONS[name]!r}")
     retrain = settings.base.pretrain if pretrain is None else pretrain
     extra = {"02_base": {"pretrain": retrain}}
     return [Step(Here(root, settings, name), {"profile": profile, **extra.get(name, {})}) for name in order]

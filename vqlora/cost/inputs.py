@@ -52,8 +52,12 @@ def clip_batch(
 
 
 def prompt_only(batch: Mapping[str, Tensor], answer: int) -> dict[str, Tensor]:
-    """What `generate` gets: the batch without its answers and labels."""
-    cut = {key: batch[key][:, :-answer] for key in _ROWS if key in batch}
+    """What `generate` gets: the batch without its labels and from the first learned token on, or without the
+    last `answer` tokens where labels do not tell."""
+    length = batch["input_ids"].shape[1]
+    learned = (batch["labels"] != -100).any(dim=0) if "labels" in batch else None
+    first = int(learned.int().argmax()) if learned is not None and learned.any() else 0
+    cut = {key: batch[key][:, : first or length - answer] for key in _ROWS if key in batch}
     return {**{key: value for key, value in batch.items() if key not in (*_ROWS, "labels")}, **cut}
 
 
