@@ -123,7 +123,7 @@ class FramesSettings(Settings):
     per_policy_counts: tuple[int, ...] = (4, 8)
     per_policy_domains: tuple[str, ...] = ()
     per_policy_seeds: tuple[int, ...] = (0,)
-    long_videos: bool = True                                 # also measure speed on them
+    long_videos: bool = True                                 # measure speed on long and real ones, too
     overrides: dict[str, Any] = {}                           # fields of RunSettings for every run
 
     @model_validator(mode="after")
