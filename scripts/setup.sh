@@ -44,9 +44,9 @@ new_venv() {
 }
 
 packages() {
-  say "installing $(grep -c == requirements.lock) packages into .venv: 0.7 GB to download with a CPU build of torch" \
+  say "installing $(grep -c == requirements.lock) packages into .venv: 0.8 GB to download with a CPU build of torch" \
       "(the CUDA build, which pip takes on Linux unless its settings say otherwise, is several GB more);" \
-      "2.5 GB on disk; 3 to 10 minutes"
+      "2.8 GB on disk; 3 to 10 minutes"
   .venv/bin/python -c 'import pip' 2>/dev/null || new_venv
   .venv/bin/python -m pip install --disable-pip-version-check ${quiet:+-q} -r requirements.lock >&2 ||
     fail "pip could not install requirements.lock (see above); the next call goes on from here"

@@ -53,6 +53,10 @@ def _frames(folder: Path) -> None:
     table = pd.DataFrame(rows, columns=columns)
     table.to_csv(folder / "policies.csv", index=False)
     summary(table, closed_gap(table), "diverse").to_csv(folder / "summary.csv", index=False)
+    outcomes = ["error", "harmless", "silent", "hang", "crash"]
+    rows = [("sha256", 9, 1, 0, 0, 0), ("nothing", 7, 1, 2, 0, 0)]
+    damaged = pd.DataFrame(rows, columns=["known", *outcomes])
+    damaged.to_csv(folder / "fuzz.csv", index=False)
     trained = [("visual", k, policy, 3, 1.2 - k / 50, 0.6, 0.01 * k, 0.004)
                for k in (4, 8) for policy in ("uniform", "packets")]  # fmt: skip
     heads = ["domain", "frames", "policy", "seeds", "nll", "slot", "gain", "gain_se"]

@@ -70,8 +70,8 @@ def test_the_example_of_the_adapter_runs_as_it_is_written(tmp_path):
 def test_sizes_are_those_that_setup_states():
     script = (ROOT / "scripts" / "setup.sh").read_text()
     for size in (
-        "0.7 GB to download",
-        "2.5 GB on disk",
+        "0.8 GB to download",
+        "2.8 GB on disk",
         "3 to 10 minutes",
         "86 MB to download, 300 MB on disk",
     ):

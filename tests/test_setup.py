@@ -161,7 +161,7 @@ def test_setup_states_its_cost_first_installs_once_and_then_costs_nothing(machin
     first = setup(machine)
     assert first.returncode == 0, first.stderr
     assert re.search(
-        r"setup: installing \d+ packages into .venv: 0.7 GB to download", first.stderr.splitlines()[0]
+        r"setup: installing \d+ packages into .venv: 0.8 GB to download", first.stderr.splitlines()[0]
     )
     made = calls.read_text()
     assert "-m venv --clear .venv" in made and "-r requirements.lock" in made and "--no-deps" in made

@@ -386,6 +386,20 @@ def per_policy_table(results: Path) -> Table:
     return Table(("Domain", "Frames", "Policy", "NLL", "Slot", "Gain", "s.e."), tuple(rows))
 
 
+def fuzz_table(results: Path) -> Table:
+    """What readings of damaged files came to, by what was known of the file."""
+    names = {"sha256": "Hash on record", "nothing": "Nothing known", "decord": "decord alone"}
+    columns = ("error", "harmless", "silent", "hang", "crash")
+    frame = read_csv(results, "07_frames/fuzz.csv", ("known", *columns))
+    sums = frame.groupby("known")[list(columns)].sum()
+    rows = [
+        (name, *(format_number(n, "files") for n in (sums.loc[known].sum(), *sums.loc[known])))
+        for known, name in names.items()
+        if known in sums.index
+    ]
+    return Table(("Reading", "Files", "Error", "Harmless", "Silently wrong", "Hang", "Crash"), tuple(rows))
+
+
 TABLES: dict[str, Callable[[Path], Table]] = {
     "architectures": architectures_table,
     "base": base_table,
@@ -393,6 +407,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "frames": frames_table,
     "frames_seen": frames_seen_table,
     "frames_trained": per_policy_table,
+    "fuzz": fuzz_table,
     "gate_size": gate_size_table,
     "main": main_table,
     "rates": rates_table,
