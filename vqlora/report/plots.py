@@ -139,7 +139,7 @@ LINES = {  # policy: colour, line, name
     "uniform": ("#000000", "--", "even"),
     "packets": ("#E69F00", "-", "packets"),
     "cumulative-coverage": ("#0072B2", "-", "change, a fifth even"),
-    "diverse": ("#CC79A7", "-", "farthest point"),
+    "segments": ("#CC79A7", "-", "segments"),
     "top-k": ("#56B4E9", ":", "top-k motion"),
     "oracle": ("#009E73", "--", "oracle"),
 }
