@@ -69,11 +69,11 @@ def load_quantized(
         model, (chosen, kept) = source, _found(source)
     elif isinstance(source, PreTrainedModel):
         model = source
-        chosen, kept = _plan(model, bits, tuple(skip), quantize_head, device)
+        chosen, kept = layers_to_quantize(model, bits, tuple(skip), quantize_head, device)
         if bits != "bf16":
             _replace(model, chosen, bits, double_quant, compute, device)
-            _attach_quantizer(model, _bnb_config(bits, double_quant, compute, kept))
-        _round_to_16bit(model, device)
+            attach_quantizer(model, bnb_config(bits, double_quant, compute, kept))
+        round_to_16bit(model, device)
     else:
         model, chosen, kept = _from_disk(
             str(source), bits, tuple(skip), double_quant, quantize_head, compute, device
@@ -201,7 +201,7 @@ def _heads(model: nn.Module) -> list[str]:
     ]
 
 
-def _plan(model, bits, skip, quantize_head, device) -> tuple[list[str], list[str]]:
+def layers_to_quantize(model, bits, skip, quantize_head, device) -> tuple[list[str], list[str]]:
     """Full names of linear layers (to quantize, to keep)."""
     # subclasses of nn.Linear compute in their own way (Idefics, MultiheadAttention) and are left alone
     layers = {name: m for name, m in linear_layers(model) if type(m) in (nn.Linear, Linear16)}
@@ -234,7 +234,7 @@ def _plan(model, bits, skip, quantize_head, device) -> tuple[list[str], list[str
     return chosen, [name for name in layers if name not in chosen] + others
 
 
-def _bnb_config(bits, double_quant, compute, kept) -> BitsAndBytesConfig:
+def bnb_config(bits, double_quant, compute, kept) -> BitsAndBytesConfig:
     # transformers matches skip entries from the start of the full name or as an ending; anchored, each names
     # one layer
     exact = ["^" + re.escape(name) + "$" for name in kept]
@@ -267,7 +267,7 @@ def _replace(model, names, bits, double_quant, compute, device) -> None:
         model.set_submodule(name, new.to(device))
 
 
-def _round_to_16bit(model, device) -> None:
+def round_to_16bit(model, device) -> None:
     """Everything not quantized goes to bfloat16, except buffers (rotary frequencies need their dtype)."""
     for param in model.parameters():
         if param.is_floating_point() and not isinstance(param, bnb.nn.Params4bit):
@@ -276,7 +276,7 @@ def _round_to_16bit(model, device) -> None:
     model.config.dtype = torch.bfloat16
 
 
-def _attach_quantizer(model, config) -> None:
+def attach_quantizer(model, config) -> None:
     """Mark a model quantized in memory as `from_pretrained` would; peft, the Trainer and saving look."""
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, config.quant_method
@@ -287,15 +287,15 @@ def _from_disk(source, bits, skip, double_quant, quantize_head, compute, device)
     import vqlora.kinevlm  # noqa: F401  makes the embedded base known to AutoConfig
 
     config = AutoConfig.from_pretrained(source)
-    cls = _model_class(config)
+    cls = model_class(config)
     options = {"dtype": torch.bfloat16, "device_map": {"": device}}
     if _is_quantized(config, bits):
         model = cls.from_pretrained(source, **options)
         return model, *_found(model)
     with torch.device("meta"):
-        chosen, kept = _plan(cls._from_config(config), bits, skip, quantize_head, device)
+        chosen, kept = layers_to_quantize(cls._from_config(config), bits, skip, quantize_head, device)
     if bits != "bf16":
-        options["quantization_config"] = _bnb_config(bits, double_quant, compute, kept)
+        options["quantization_config"] = bnb_config(bits, double_quant, compute, kept)
     return cls.from_pretrained(source, config=config, **options), chosen, kept
 
 
@@ -306,7 +306,7 @@ def _found(model) -> tuple[list[str], list[str]]:
     return [n for n, m in layers if isinstance(m, done)], [n for n, m in layers if not isinstance(m, done)]
 
 
-def _model_class(config):
+def model_class(config):
     for name in config.architectures or ():
         if hasattr(transformers, name):
             return getattr(transformers, name)

@@ -16,13 +16,13 @@ from vqlora.cost.shapes import Shapes, converted_in_place, quantize_shapes
 from vqlora.modalities import find_description
 from vqlora.precision import compute_dtype
 from vqlora.quantize import (
-    _attach_quantizer,
-    _bnb_config,
-    _model_class,
-    _plan,
-    _round_to_16bit,
+    attach_quantizer,
+    bnb_config,
     close_packing_trap,
+    layers_to_quantize,
     load_quantized,
+    model_class,
+    round_to_16bit,
 )
 
 
@@ -52,7 +52,7 @@ def read_config(source: str | Path | PreTrainedConfig | nn.Module) -> tuple[type
                 "model, or the id of a hub model whose configuration was downloaded before"
             ) from fault
     config = copy.deepcopy(source)
-    return _model_class(config), config
+    return model_class(config), config
 
 
 def build_shapes(shapes: Shapes, cls: type, config: PreTrainedConfig, settings) -> nn.Module:
@@ -70,14 +70,15 @@ def build_shapes(shapes: Shapes, cls: type, config: PreTrainedConfig, settings) 
         model.tie_weights()
     if settings.full:
         return attend(model, settings)
-    chosen, kept = _plan(model, settings.bits, tuple(settings.skip), settings.quantize_head, device)
+    asked = settings.bits, tuple(settings.skip), settings.quantize_head
+    chosen, kept = layers_to_quantize(model, *asked, device)
     if settings.bits != "bf16":
         quantize_shapes(shapes, model, chosen, settings.bits, settings.double_quant)
     with shapes, converted_in_place():
         if settings.bits != "bf16":
-            how = _bnb_config(settings.bits, settings.double_quant, compute, kept)
-            _attach_quantizer(model, how)
-            _round_to_16bit(model, torch.device("cpu"))
+            how = bnb_config(settings.bits, settings.double_quant, compute, kept)
+            attach_quantizer(model, how)
+            round_to_16bit(model, torch.device("cpu"))
             model.config.quantization_config = how
         load_quantized(model, settings.bits, compute_dtype=compute.name, device="cpu")
         adapter = settings.adapter or default_adapter(model)
