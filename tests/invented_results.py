@@ -44,7 +44,7 @@ def _architectures(folder: Path) -> None:
 
 
 def _frames(folder: Path) -> None:
-    gains = {"uniform": 0.0, "packets": 0.1, "cumulative-coverage": 0.2, "diverse": 0.25, "top-k": -0.1,
+    gains = {"uniform": 0.0, "packets": 0.1, "cumulative-coverage": 0.2, "segments": 0.25, "top-k": -0.1,
              "oracle": 0.3}  # fmt: skip
     rows = [(domain, frames, policy, 96, 1.5 - gain / frames**0.5, 0.5, 0.4, 0.8 + gain / 5, gain, 0.03)
             for domain in ("language", "bursts", "inserts-twin") for frames in (1, 4, 8)
@@ -52,7 +52,7 @@ def _frames(folder: Path) -> None:
     columns = ["domain", "frames", "policy", "clips", "nll", "slot", "exact", "seen", "gain", "gain_se"]
     table = pd.DataFrame(rows, columns=columns)
     table.to_csv(folder / "policies.csv", index=False)
-    summary(table, closed_gap(table), "diverse").to_csv(folder / "summary.csv", index=False)
+    summary(table, closed_gap(table), "segments").to_csv(folder / "summary.csv", index=False)
     outcomes = ["error", "harmless", "silent", "hang", "crash"]
     rows = [("sha256", 9, 1, 0, 0, 0), ("nothing", 7, 1, 2, 0, 0)]
     damaged = pd.DataFrame(rows, columns=["known", *outcomes])

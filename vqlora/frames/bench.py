@@ -53,7 +53,7 @@ def contestants() -> dict[str, Callable[[Path], object]]:
     """Name -> what to do with a file; only those that can run here."""
     there: dict[str, Callable[[Path], object]] = {
         "pyav": _decode_pyav,
-        "pixel policy": lambda path: select_frames(path, K),
+        "pixel policy": lambda path: select_frames(path, K, "cumulative-coverage"),
         "all features": lambda path: score_video(path).features(),
         "packet policy": lambda path: select_frames(path, K, "packets"),
         "packets, then frames": lambda path: reader.read_frames(path, select_frames(path, K, "packets")),

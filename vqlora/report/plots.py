@@ -138,7 +138,7 @@ def learning_rates(results: Path) -> Figure:
 LINES = {  # policy: colour, line, name
     "uniform": ("#000000", "--", "even"),
     "packets": ("#E69F00", "-", "packets"),
-    "cumulative-coverage": ("#0072B2", "-", "change, a fifth even"),
+    "cumulative-coverage": ("#0072B2", "-", "motion, a fifth even"),
     "segments": ("#CC79A7", "-", "segments"),
     "top-k": ("#56B4E9", ":", "top-k motion"),
     "oracle": ("#009E73", "--", "oracle"),

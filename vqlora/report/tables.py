@@ -345,7 +345,7 @@ def gate_size_table(results: Path) -> Table:
     return Table(("Model", "Trained", *(kind.capitalize() for kind in kinds)), tuple(rows))
 
 
-POLICIES = {"uniform": "Even", "packets": "Packets", "cumulative-coverage": "Change", "best": "Best",
+POLICIES = {"uniform": "Even", "packets": "Packets", "cumulative-coverage": "Motion", "segments": "Segments",
             "oracle": "Oracle"}
 
 
