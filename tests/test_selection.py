@@ -109,8 +109,11 @@ def test_gain_is_paired_and_the_gap_is_closed_by_shares():
 def test_without_a_gap_even_frames_are_enough():
     examples = invented({"uniform": 1.0, "packets": 1.0, "oracle": 1.0})
     shaken = np.random.default_rng(1).normal(0, 0.2, len(examples))
-    closed = gains.closed_gap(gains.policy_table(examples.assign(nll=examples["nll"] + shaken)))
+    table = gains.policy_table(examples.assign(nll=examples["nll"] + shaken))
+    closed = gains.closed_gap(table)
     assert closed["closed"].isna().all()
+    numbers = gains.summary(table, closed, "packets").set_index(["domain", "policy", "metric"])["value"]
+    assert numbers["overall", "best", "closed_frac"] == "n/a"  # there was no gap to close
 
 
 def test_models_trained_per_policy_are_paired_by_seed_and_clip():

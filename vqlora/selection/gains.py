@@ -120,5 +120,6 @@ def summary(table: pd.DataFrame, closed: pd.DataFrame, best: str) -> pd.DataFram
     overall = verdicts(closed, list(dict.fromkeys(closed["policy"]))).drop(columns="worse")
     overall = pd.concat([overall, overall[overall["policy"] == best].assign(policy="best")])
     overall = overall.melt(["policy"], var_name="metric").assign(domain="overall", frames="")
+    overall["value"] = overall["value"].astype(object).where(overall["value"].notna(), "n/a")
     named = pd.DataFrame([("overall", "best", "", "name", best)], columns=long.columns)
     return pd.concat([long, overall[long.columns], named], ignore_index=True)
