@@ -168,7 +168,8 @@ def frame_policies(results: Path) -> Figure:
         panel.minorticks_off()
     for row in panels:
         row[0].set_ylabel("NLL")
-    figure.supxlabel("Frames", fontsize=8)
+    for panel in panels[-1]:
+        panel.set_xlabel("frames", fontsize=6)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=6.5)
     return figure
