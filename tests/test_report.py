@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from invented_results import write_invented
 
+from vqlora.report.cells import Table, plain
 from vqlora.report.keys import (
     ResultsError,
     collect,
@@ -17,7 +18,7 @@ from vqlora.report.keys import (
     results_id,
     write_keys,
 )
-from vqlora.report.tables import TABLES, Table, main_table, plain, write_tables
+from vqlora.report.tables import TABLES, main_table, write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 

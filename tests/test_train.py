@@ -20,8 +20,9 @@ from vqlora.checkpoints import MARKER, last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator
 from vqlora.data.cache import ArrayStore
 from vqlora.data.clips import Clip, Question
+from vqlora.losses import batch_loss, info_nce
 from vqlora.naming import recognise
-from vqlora.train import batch_loss, choose_attention, info_nce, measure_step, pick_optimizer, train
+from vqlora.train import choose_attention, measure_step, pick_optimizer, train
 
 CAPTIONS = ("cat moves left", "dog moves right", "cat spins then dog spins", "two cat one dog", "dog spins")
 

@@ -96,9 +96,10 @@ def keep_reference(base: str, data_root: str | Path) -> Path:
     from vqlora.data.batches import ClipDataset, Collator
     from vqlora.data.cache import FrameStore
     from vqlora.data.formats import load_kinemoji
+    from vqlora.losses import batch_loss
     from vqlora.quantize import load_quantized
     from vqlora.ranks.allocate import REFERENCE, measure_reference, reference_weights, save_reference
-    from vqlora.train import batch_loss, choose_attention
+    from vqlora.train import choose_attention
 
     folder = RELEASED if base == "released" else Path(base)
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -32,12 +31,12 @@ from vqlora.data.cache import FrameStore
 from vqlora.data.clips import require_disjoint
 from vqlora.data.formats import load_kinemoji
 from vqlora.evaluate import evaluate
+from vqlora.losses import batch_loss
 from vqlora.naming import describe_model, save_model
 from vqlora.quantize import compute_dtype
 from vqlora.result import RunResult
 
 CALIBRATION_BATCHES = 8  # of the run's own training stream, for arms that read ranks off data
-CONTRASTIVE_SCALE = 12.0  # inverse temperature, about what the base was pretrained with
 _log = logging.getLogger(__name__)
 
 
@@ -76,33 +75,6 @@ class VideoTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = batch_loss(model, inputs, self.contrastive_weight)
         return (loss, outputs) if return_outputs else loss
-
-
-def batch_loss(
-    model: nn.Module, batch: Mapping[str, Tensor], contrastive_weight: float
-) -> tuple[Tensor, object]:
-    """Cross-entropy of captions and answers, plus `contrastive_weight` times symmetric InfoNCE.
-
-    InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) contrasts the batch's B video vectors with the
-    vectors of their reference captions (`text_ids`, `text_mask` [B, Lt]). Other keys of `batch` go to the
-    model.
-    """
-    batch = dict(batch)
-    text_ids, text_mask = batch.pop("text_ids", None), batch.pop("text_mask", None)
-    outputs = model(**batch, use_cache=False)
-    loss = outputs.loss
-    if contrastive_weight and text_ids is not None and len(text_ids) > 1:
-        text = model(input_ids=text_ids, attention_mask=text_mask, use_cache=False, logits_to_keep=1)
-        video_vectors = model.embed(outputs.last_hidden_state, batch["input_ids"])
-        text_vectors = model.embed(text.last_hidden_state, text_ids)
-        loss = loss + contrastive_weight * info_nce(video_vectors, text_vectors)
-    return loss, outputs
-
-
-def info_nce(video: Tensor, text: Tensor, scale: float = CONTRASTIVE_SCALE) -> Tensor:
-    """Mean of both directions' cross-entropy of matching `video` and `text` [B, E], rows L2-normalised."""
-    logits, target = scale * video @ text.T, torch.arange(len(video), device=video.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def pick_optimizer(asked: str, model: nn.Module, device: str | torch.device) -> tuple[str, str]:

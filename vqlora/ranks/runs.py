@@ -8,10 +8,10 @@ from vqlora.adapter import gated_layers
 from vqlora.adapter.config import VQLoraConfig
 from vqlora.base import load_base
 from vqlora.baselines import vqlora_config
+from vqlora.losses import batch_loss
 from vqlora.ranks.allocate import allocate_ranks
 from vqlora.ranks.scheduler import RankScheduler, with_room
 from vqlora.ranks.signals import quantization_errors
-from vqlora.train import batch_loss
 
 SCHEDULED = "scheduled"  # in place of an allocator: uniform at first, moved while training
 

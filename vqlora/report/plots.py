@@ -22,8 +22,8 @@ import seaborn as sns  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from vqlora.files import write_atomic  # noqa: E402
+from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
-from vqlora.report.tables import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
 MARKS = {

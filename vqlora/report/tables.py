@@ -6,132 +6,20 @@ the paper has) and ``<out>/<name>.md``. Same results, same bytes.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from vqlora.files import write_atomic
+from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
 from vqlora.report.keys import (
-    ResultsError,
     format_interval,
     format_number,
     latex_text,
 )
 
-ARMS = {"frozen": "Frozen", "full": "Full fine-tuning", "lora": "LoRA, 16 bit", "qlora": "QLoRA, NF4"}
-SHORT = {"frozen": "frozen", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
-CLAIMS = {"equivalent": "equals", "no_worse": "is no worse than", "greater": "beats"}
-DOMAINS = {
-    "source": "Source",
-    "language": "Language shift",
-    "visual": "Visual shift",
-    "bursts": "Bursts",
-    "degraded": "Degraded motion",
-    "degraded-twin": "Degraded, twin",
-    "inserts": "Inserts",
-    "inserts-twin": "Inserts, twin",
-    "cutaways": "Cutaways",
-    "cutaways-twin": "Cutaways, twin",
-    "distractor": "Distractors",
-    "source-noise0": "Source, no noise",
-    "source-noise8": "Source, twice the noise",
-    "source-noise16": "Source, fourfold noise",
-    "source-crf28": "Source, crf 28",
-    "source-crf38": "Source, crf 38",
-}
-METRICS = {
-    "nll": "NLL",
-    "slot_frac": "Slot",
-    "exact_frac": "Exact",
-    "order_frac": "Order",
-    "cider": "CIDEr-D",
-    "meteor": "METEOR",
-    "rouge_l": "ROUGE-L",
-    "bleu4": "BLEU-4",
-    "t2v_r1": "R@1",
-    "v2t_r1": "R@1 (v2t)",
-    "qa_frac": "QA",
-    "token_accuracy_frac": "Tokens",
-    "train_bytes": "Memory",
-    "trainable_frac": "Trainable",
-    "clips": "Clips",
-    "learning_rate": "Learning rate",
-}
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as LaTeX text, row by row; a row of None is a rule between groups.
-
-    ``left`` is the number of left-aligned columns; the others are aligned to the right.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...] | None, ...]
-    left: int = 1
-
-    def latex(self) -> str:
-        columns = "l" * self.left + "r" * (len(self.head) - self.left)
-        lines = [
-            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
-            r"\toprule",
-            " & ".join(self.head) + r" \\",
-            r"\midrule",
-        ]
-        lines += [r"\midrule" if row is None else " & ".join(row) + r" \\" for row in self.rows]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-    def markdown(self) -> str:
-        lines = [
-            "| " + " | ".join(map(plain, self.head)) + " |",
-            "|" + "---|" * self.left + "---:|" * (len(self.head) - self.left),
-        ]
-        lines += ["| " + " | ".join(map(plain, row)) + " |" for row in self.rows if row is not None]
-        return "\n".join(lines) + "\n"
-
-
-def plain(cell: str) -> str:
-    """A LaTeX cell of this module as plain text, for Markdown."""
-    cell = re.sub(
-        r"\\(?:scriptsize|small|textbf|emph|ensuremath|times|,)\s?",
-        lambda m: {"\\times": "×"}.get(m.group(0).strip(), ""),
-        cell,
-    )
-    cell = re.sub(r"\^\{(.*?)\}", r"^\1", cell)
-    return (
-        re.sub(r"\\([&%$#_{}])|[{}]", lambda m: m.group(1) or "", cell)
-        .replace("~", " ")
-        .replace("|", "\\|")
-        .strip()
-    )
-
-
-def read_csv(results: Path, file: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A results file as a data frame, or one clear error that names the file and what it lacks."""
-    path = Path(results) / file
-    if not path.is_file():
-        raise ResultsError(f"{path}: missing; `make {file[:2]}` writes it")
-    frame = pd.read_csv(path)
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ResultsError(f"{path}: no column {', '.join(missing)} (it has {', '.join(frame.columns)})")
-    if frame.empty:
-        raise ResultsError(f"{path}: no rows")
-    return frame
-
-
-def ordered(names: Sequence[str], order: Mapping[str, str]) -> list[str]:
-    """The names in the order of the mapping, then the ones it does not know, by name."""
-    known = [name for name in order if name in set(names)]
-    return known + sorted(set(names) - set(known))
-
-
-def label(name: str, names: Mapping[str, str]) -> str:
-    return names.get(name, latex_text(str(name).replace("_", " ")))
 
 
 def cell(frame: pd.DataFrame, metric: str) -> tuple[str, str]:

@@ -31,11 +31,9 @@ def judged_examples(runs: Sequence[StoredRun]) -> pd.DataFrame:
     designs = table[table["policy"].str.startswith("oracle-")]
     means = designs[designs["part"] == "val"].groupby(["domain", "frames", "policy"])["nll"].mean()
     chosen = means.groupby(["domain", "frames"]).idxmin()
-    best = {(domain, frames): policy for domain, frames, policy in chosen}
-    wanted = [best[key] == policy for *key, policy in
-              zip(*(designs[name] for name in ("domain", "frames", "policy")), strict=True)
-              for key in [tuple(key)]]
-    return pd.concat([table, designs[wanted].assign(policy=ORACLE)], ignore_index=True)
+    best = pd.DataFrame(list(chosen), columns=["domain", "frames", "policy"])
+    oracle = designs.merge(best, on=list(best.columns)).assign(policy=ORACLE)
+    return pd.concat([table, oracle], ignore_index=True)
 
 
 def policy_table(examples: pd.DataFrame, part: str = "test") -> pd.DataFrame:
@@ -113,13 +111,25 @@ def verdicts(closed: pd.DataFrame, policies: Sequence[str]) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, closed: pd.DataFrame, best: str) -> pd.DataFrame:
-    """Keyed numbers: domain, policy, frames, metric, value. The best policy also goes by the name `best`."""
+    """Keyed numbers: domain, policy, frames, metric, value. The best policy also goes by the name `best`.
+
+    `overall` counts every domain, `targets` all but the source and what other cameras make of it, whose clips
+    show the same scenes again.
+    """
     shown = pd.concat([table, table[table["policy"] == best].assign(policy="best")])
     shown = shown.rename(columns={name: f"{name}_frac" for name in VALUES[1:]})
     long = shown.melt(["domain", "policy", "frames"], ["nll", "slot_frac", "seen_frac", "gain"], "metric")
-    overall = verdicts(closed, list(dict.fromkeys(closed["policy"]))).drop(columns="worse")
-    overall = pd.concat([overall, overall[overall["policy"] == best].assign(policy="best")])
-    overall = overall.melt(["policy"], var_name="metric").assign(domain="overall", frames="")
-    overall["value"] = overall["value"].astype(object).where(overall["value"].notna(), "n/a")
+    targets = closed[~closed["domain"].str.startswith("source")]
+    counted = [_counted(cells, best, name)[long.columns] for name, cells in
+               (("overall", closed), ("targets", targets)) if len(cells)]
     named = pd.DataFrame([("overall", "best", "", "name", best)], columns=long.columns)
-    return pd.concat([long, overall[long.columns], named], ignore_index=True)
+    return pd.concat([long, *counted, named], ignore_index=True)
+
+
+def _counted(closed: pd.DataFrame, best: str, name: str) -> pd.DataFrame:
+    """`verdicts` of all policies as keyed rows under the name of a group of domains."""
+    table = verdicts(closed, list(dict.fromkeys(closed["policy"]))).drop(columns="worse")
+    table = pd.concat([table, table[table["policy"] == best].assign(policy="best")])
+    table = table.melt(["policy"], var_name="metric").assign(domain=name, frames="")
+    table["value"] = table["value"].astype(object).where(table["value"].notna(), "n/a")
+    return table
