@@ -55,20 +55,20 @@ class Made:
     checkpointed: bool = False
 
     def of(self, settings: Settings) -> nn.Module:
-        if self.settings is None or any(
-            getattr(self.settings, name) != getattr(settings, name) for name in _OF_THE_MODEL
+        # Switching checkpointing off leaves hooks behind that make inputs need gradients: build anew.
+        if (
+            self.settings is None
+            or (self.checkpointed and not settings.gradient_checkpointing)
+            or any(getattr(self.settings, name) != getattr(settings, name) for name in _OF_THE_MODEL)
         ):
             self.model = build_shapes(self.shapes, self.cls, copy.deepcopy(self.config), settings)
             self.checkpointed = False
-        if self.checkpointed != settings.gradient_checkpointing:
-            self.checkpointed = settings.gradient_checkpointing
+        if settings.gradient_checkpointing and not self.checkpointed:
+            self.checkpointed = True
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of transformers' own names
-                if self.checkpointed:
-                    how = {"use_reentrant": False}
-                    self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-                else:
-                    self.model.gradient_checkpointing_disable()
+                how = {"use_reentrant": False}
+                self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
         self.settings = settings
         return self.model
 
