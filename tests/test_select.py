@@ -10,6 +10,7 @@ from test_scores import clip, with_square
 
 from vqlora import cli
 from vqlora.frames import POLICIES, select_frames, selection
+from vqlora.frames.scores import score_frames
 from vqlora.frames.select import (
     coverage_of,
     cumulative,
@@ -79,37 +80,63 @@ def test_chosen_frames_are_equal_steps_of_what_is_reached(video):
 
 
 def still(n, noise, seed=0):
-    """Block means [n, 256] of a still, noisy picture."""
-    return np.random.default_rng(seed).normal(100, noise, (n, 256)).round().astype(np.uint8)
+    """A still, noisy picture `[n, 64, 64]` with something to see in it, in floats."""
+    rng = np.random.default_rng(seed)
+    ground = np.kron(rng.uniform(60, 160, (16, 16)), np.ones((4, 4)))
+    return ground + rng.normal(0, noise, (n, 64, 64))
 
 
-@pytest.mark.parametrize("noise", [0.0, 1.0])
+def put(frames, numbers, row, column, step):
+    """Something of 8 x 8 pixels that starts at a place and goes right by `step` pixels a frame."""
+    for count, t in enumerate(numbers):
+        left = column + count * step
+        frames[t, row:row + 8, left:left + 8] = 230
+
+
+def moved(frames):
+    return score_frames(np.clip(frames, 0, 255).astype(np.uint8), colour=False).moved
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0])
 def test_stretches_are_where_something_small_moves_and_not_cuts_or_flicker(noise):
-    thumbs = still(60, noise)
-    for frame in range(10, 17):
-        thumbs[frame, 20 + frame:23 + frame] += 60  # a small thing passes
-    thumbs[30:] += 40  # everything is brighter: light
-    thumbs[45] = 255 - thumbs[45]  # one spliced-in frame
-    found = stretches(thumbs)
+    frames = still(60, noise)
+    put(frames, range(10, 17), 20, 4, 6)
+    frames *= np.random.default_rng(1).uniform(0.8, 1.1, (60, 1, 1))  # flicker
+    frames[45] = 200 - frames[45]  # one spliced-in frame
+    found = stretches(moved(frames))
     assert [(s.start, s.end) for s in found] == [(10, 18)]
-    assert set(segments(thumbs, 2).tolist()) == {14, 18}
-    assert ((segments(thumbs, 4) >= 9) & (segments(thumbs, 4) <= 18)).all()
+    assert set(segments(moved(frames), 3).tolist()) >= {14, 18}
 
 
 def test_two_things_that_move_one_after_the_other_in_different_places_are_two_stretches():
-    thumbs = still(40, 0.5)
-    for frame in range(10, 16):
-        thumbs[frame, 2 * frame:2 * frame + 3] += 60
-    for frame in range(17, 23):
-        thumbs[frame, 150 + 2 * frame:153 + 2 * frame] += 60
-    one, two = stretches(thumbs)
+    frames = still(40, 2.0)
+    put(frames, range(10, 16), 4, 4, 6)
+    put(frames, range(17, 23), 48, 8, 6)
+    one, two = stretches(moved(frames))
     assert abs(one.end - 16) <= 1 and abs(two.start - 16) <= 1
-    assert len(segments(thumbs, 1)) == 1
+    assert len(segments(moved(frames), 1)) == 1
+
+
+def test_a_shaking_camera_is_not_what_moves():
+    wide, rng = still(1, 0.0)[0], np.random.default_rng(2)
+    frames = np.stack([np.roll(wide, tuple(rng.integers(-2, 3, 2)), (0, 1)) for _ in range(40)])
+    frames += rng.normal(0, 2, frames.shape)
+    put(frames, range(20, 27), 28, 8, 6)
+    assert score_frames(frames.clip(0, 255).astype(np.uint8), colour=False).local.argmax() in range(20, 28)
+    (found,) = stretches(moved(frames))
+    assert found.start in (19, 20, 21) and found.end in (27, 28, 29)
+
+
+def test_half_of_the_frames_stay_even_in_time():
+    frames = still(96, 2.0)
+    put(frames, range(80, 87), 20, 4, 6)
+    chosen = segments(moved(frames), 8)
+    assert ((chosen >= 79) & (chosen <= 88)).sum() >= 4 and np.diff(chosen, prepend=0).max() <= 30
 
 
 def test_nothing_that_moves_means_even_frames():
-    assert segments(np.full((40, 256), 9, np.uint8), 5).tolist() == uniform(40, 5).tolist()
-    assert segments(np.full((1, 4), 9, np.uint8), 5).tolist() == [0]
+    assert segments(np.zeros((40, 256), np.float16), 5).tolist() == uniform(40, 5).tolist()
+    assert segments(np.zeros((1, 4), np.float16), 5).tolist() == [0]
 
 
 def test_a_hard_cut_takes_one_frame():

@@ -10,7 +10,7 @@
 | cumulative-coverage | the same, a fifth of the sum even in time | all |
 | lowbit-cumulative | the same with changes of the blocks' low-bit codes | all |
 | lowbit-change | low-bit change against the last chosen frame | all |
-| segments | stretches of local change: the middle of each and what it led to, then more | all |
+| segments | what moved beyond the camera: half of the frames on its stretches, half for gaps in time | all |
 | diverse | block means: farthest point | all |
 | mmr | motion, against likeness of block means to those chosen | all |
 | cover | the true events, where a data set has them: a reference that knows the answer | nothing |
@@ -69,7 +69,7 @@ BY_PIXELS: dict[str, tuple[Callable[[FrameScores, int], np.ndarray], str]] = {  
     "lowbit-cumulative": (lambda s, k: select.cumulative(s.change, k, COVERAGE), "change"),
     "lowbit-change": (lambda s, k: select.low_bit_change(s.codes, k), "change"),
     "diverse": (lambda s, k: select.diverse(s.thumbs, k), "median_distance"),
-    "segments": (lambda s, k: select.segments(s.thumbs, k), "local"),
+    "segments": (lambda s, k: select.segments(s.moved, k), "local"),
     "mmr": (lambda s, k: select.mmr(s.thumbs, s.motion, k), "motion"),
 }
 NAMES = (*BLIND, *BY_PACKETS, *BY_PIXELS, "cover")

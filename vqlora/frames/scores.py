@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vqlora.frames.camera import block_means, unexplained
+
 FEATURES = ("motion", "entropy", "scene", "time", "median_distance", "neighbour_difference")
 BITS = 4
 _LUMA_PX, _PICK_PX, _COLOUR_PX, _GRID, _CHUNK = 64, 48, 48, 16, 24
+_NOISE = 2.4  # medians: two thirds of what the largest 2% of Gaussian noise are on average
 _FULL_RANGE = np.round(16 + np.arange(256) * 219 / 255).astype(np.uint8)
 
 Planes = tuple[np.ndarray, np.ndarray | None]
@@ -38,6 +41,8 @@ class FrameScores:
     neighbour_difference smaller of the differences to the previous and the next frame, 0 to 1: high where a
                          frame is unlike both, e.g. spliced in
     thumbs               uint8 [T, G], block means; `codes` uint8 [T, G], their low-bit codes
+    moved                float16 [T, G], change of each block beyond what the camera did to all: shift,
+                         brightness, contrast, sharpness (`vqlora.frames.camera`); grey levels
 
     Where only the differences were asked for, `content` and both entropies are NaN.
     """
@@ -52,6 +57,7 @@ class FrameScores:
     neighbour_difference: np.ndarray
     thumbs: np.ndarray
     codes: np.ndarray
+    moved: np.ndarray
     bits: int = BITS
 
     def __len__(self) -> int:
@@ -59,8 +65,8 @@ class FrameScores:
 
     @property
     def local(self) -> np.ndarray:
-        """`local_change` of the thumbs, float64 `[T]`."""
-        return local_change(self.thumbs)
+        """`local_change` of what moved, float64 `[T]`."""
+        return local_change(self.moved)
 
     def features(self) -> np.ndarray:
         """What a temporal gate looks at: float32 `[T, 6]`, columns `FEATURES`, each roughly 0 to 1."""
@@ -92,7 +98,7 @@ def score_planes(planes: Iterable[Planes], times_s: Iterable[float] | None = Non
     parts = [_score_chunk(*chunk, bits) for chunk in _chunks(planes)]
     if not parts:
         raise ValueError("no frames to score")
-    motion, content, entropy, block_entropy, thumbs = map(np.concatenate, zip(*parts, strict=True))
+    motion, content, entropy, block_entropy, thumbs, moved = map(np.concatenate, zip(*parts, strict=True))
     times = np.array(range(len(motion)) if times_s is None else list(times_s), np.float64)
     if len(times) != len(motion):
         raise ValueError(f"{len(times)} times for {len(motion)} frames")
@@ -102,7 +108,7 @@ def score_planes(planes: Iterable[Planes], times_s: Iterable[float] | None = Non
     median = np.median(thumbs, axis=0).astype(np.float32)
     distance = np.abs(thumbs - median).mean(axis=1) / 255
     return FrameScores(times, motion, _steps(codes) * 255 / (2 ** bits - 1), entropy, block_entropy, content,
-                       distance, np.minimum(before, after), thumbs, codes, bits)
+                       distance, np.minimum(before, after), thumbs, codes, moved, bits)
 
 
 def pick_rgb(frame: np.ndarray, colour: bool = True) -> Planes:
@@ -162,23 +168,16 @@ def low_bit_codes(thumbs: np.ndarray, bits: int = BITS) -> np.ndarray:
     return codes
 
 
-def moved_blocks(thumbs: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """How much each block changed at the given frames (from 1 on) beyond what all did: float32 `[n, G]`, 0 to
-    255. The median difference of a frame, that of flickering light or of exposure, is taken off."""
-    moved = thumbs[frames].astype(np.float32) - thumbs[np.asarray(frames) - 1]
-    return np.abs(moved - np.median(moved, axis=1, keepdims=True))
+def local_change(moved: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """How much the `share` of blocks that moved most did, beyond noise: float64 `[T]`, 0 to 1, 0 first.
 
-
-def local_change(thumbs: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """Mean of the `share` of blocks that changed most (`moved_blocks`): float64 `[T]`, 0 to 1, 0 first.
-
-    Something small that moves stands out as much as a cut, and flicker does not.
+    moved `[T, G]` as in `FrameScores`. The mean of those blocks, less a multiple of the median one: where a
+    frame is noisy, most of what moves is noise. Something small stands out like a cut, flicker does not.
     """
-    out, top = np.zeros(len(thumbs)), max(1, round(share * thumbs.shape[1]))
-    for start in range(1, len(thumbs), 4096):  # in pieces, as in `_steps`
-        frames = np.arange(start, min(start + 4096, len(thumbs)))
-        out[frames] = np.partition(moved_blocks(thumbs, frames), -top, axis=1)[:, -top:].mean(axis=1) / 255
-    return out
+    moved = np.asarray(moved, np.float32)
+    top = max(1, round(share * moved.shape[1]))
+    most = np.partition(moved, -top, axis=1)[:, -top:].mean(axis=1)
+    return np.maximum(most - _NOISE * np.median(moved, axis=1), 0).astype(np.float64) / 255
 
 
 def packet_score(sizes: np.ndarray, key: np.ndarray, bidirectional: np.ndarray) -> np.ndarray:
@@ -251,34 +250,20 @@ def _chunks(planes: Iterable[Planes]) -> Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def _score_chunk(luma: np.ndarray, colour: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
-    """(motion, content, entropy, block entropy, thumbs) of the frames from row 1 on."""
+    """(motion, content, entropy, block entropy, thumbs, moved) of the frames from row 1 on."""
     difference = np.maximum(luma[1:], luma[:-1])
     difference -= np.minimum(luma[1:], luma[:-1])
     n = len(difference)
     motion = difference.reshape(n, -1).sum(axis=1, dtype=np.uint32) / (255.0 * difference[0].size)
+    means = block_means(luma, _GRID)
+    thumbs, moved = means[1:].reshape(n, -1), unexplained(luma, means).astype(np.float16)
     if not colour.size:
-        return motion, *np.full((3, n), np.nan), _block_means(luma[1:])
+        return motion, *np.full((3, n), np.nan), thumbs, moved
     step = _step(luma.shape[1:], _PICK_PX)
     hsv = _hsv(colour)
     content = np.abs(hsv[1:] - hsv[:-1]).reshape(n, -1)
     content = content @ np.full(content.shape[1], 1 / content.shape[1], np.float32)
-    return motion, content, *_entropies(luma[1:, ::step, ::step], bits), _block_means(luma[1:])
-
-
-def _block_means(luma: np.ndarray) -> np.ndarray:
-    """uint8 `[n, G]`; what does not fill a block at the right and lower edge is left out."""
-    n, height, width = luma.shape
-    tall, wide = (max(1, round(side / _GRID)) for side in (height, width))
-    rows, columns = height // tall, width // wide
-    luma = luma[:, : rows * tall, : columns * wide].reshape(n, rows, tall, columns * wide)
-    sums = luma[:, :, 0].astype(np.uint16)  # adding whole rows is five times as fast as .sum(axis=2)
-    for row in range(1, tall):
-        sums += luma[:, :, row]
-    sums = sums.reshape(n, rows * columns, wide)
-    total = sums[:, :, 0] + np.uint16(tall * wide // 2)
-    for column in range(1, wide):
-        total += sums[:, :, column]
-    return (total // np.uint16(tall * wide)).astype(np.uint8)
+    return motion, content, *_entropies(luma[1:, ::step, ::step], bits), thumbs, moved
 
 
 def _entropies(picks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vqlora.data.clips import TrueEvent
-from vqlora.frames.scores import local_change, moved_blocks
+from vqlora.frames.scores import local_change
 
 
 def uniform(n_frames: int, k: int) -> np.ndarray:
@@ -118,14 +118,16 @@ def accumulated(score: np.ndarray, k: int, coverage: float = 0.0) -> np.ndarray:
     return np.cumsum(_capped((1 - coverage) * score / total + coverage * even, k) if total > 0 else even)
 
 
-def segments(thumbs: np.ndarray, k: int) -> np.ndarray:
-    """Frames that show each stretch of change as `cover` shows true events: its middle, what it led to, more.
+def segments(moved: np.ndarray, k: int) -> np.ndarray:
+    """Half of the frames, at least three, show stretches of change as `cover` shows true events; the others
+    go where the gaps in time are widest, so that what no score finds is seen as well.
 
-    `thumbs` uint8 `[T, G]` are block means. Stretches are found by `stretches`; of more than k the strongest
-    are shown. Where nothing stands out the choice is uniform.
+    `moved` `[T, G]` is `FrameScores.moved`. Stretches are found by `stretches`; of more than there are frames
+    for, the strongest are shown. Where nothing stands out the choice is uniform.
     """
-    found = sorted(stretches(thumbs), key=lambda stretch: -stretch.strength)[:k]
-    return cover(len(thumbs), k, found)
+    shown = min(k, max(3, -(-k // 2)))
+    found = sorted(stretches(moved), key=lambda stretch: -stretch.strength)[:shown]
+    return filled(cover(len(moved), shown, found), len(moved), k) if found else uniform(len(moved), k)
 
 
 @dataclass(frozen=True)
@@ -137,15 +139,15 @@ class Stretch:
     strength: float
 
 
-def stretches(thumbs: np.ndarray) -> list[Stretch]:
-    """Where something small changes for at least two frames, in order of time; `thumbs` uint8 `[T, G]`.
+def stretches(moved: np.ndarray) -> list[Stretch]:
+    """Where something small changes for at least two frames, in order of time; `moved` `[T, G]`.
 
     By `scores.local_change`, high above its 30% quantile: a video is taken to be still at least so long. High
     is more than twice the spread below that (noise) and a tenth of what the highest tenth reaches. A gap of
     one frame is bridged, but where change jumps to blocks that it had not touched, another stretch begins. A
     cut or a spliced-in frame is over at once and is none.
     """
-    steps = local_change(thumbs)[1:]
+    steps = local_change(moved)[1:]
     if len(steps) < 2:
         return []
     low, floor, high = np.quantile(steps, (0.05, 0.3, 0.9))
@@ -153,17 +155,17 @@ def stretches(thumbs: np.ndarray) -> list[Stretch]:
     frames = np.flatnonzero(excess > max(2 * (floor - low), 0.1 * (high - floor), 1e-9))
     found = []
     for run in np.split(frames, np.flatnonzero(np.diff(frames) > 2) + 1):
-        for part in np.split(run, _jumps(thumbs, run)):
+        for part in np.split(run, _jumps(moved, run)):
             if len(part) and part[-1] > part[0]:
                 strength = float(excess[part[0]:part[-1] + 1].sum())
                 found.append(Stretch(int(part[0]), int(part[-1]) + 1, strength))
     return found
 
 
-def _jumps(thumbs: np.ndarray, run: np.ndarray) -> list[int]:
+def _jumps(moved: np.ndarray, run: np.ndarray) -> list[int]:
     """Places in a run of changing frames where none of the blocks that change did so in the three before."""
-    moved = moved_blocks(thumbs, run) if len(run) else np.empty((0, 1))
-    touched = moved > 0.4 * moved.max(axis=1, keepdims=True, initial=0)
+    sizes = np.asarray(moved)[run]
+    touched = sizes > 0.4 * sizes.max(axis=1, keepdims=True, initial=0)
     places, last = [], 0
     for place in range(1, len(run)):
         before = touched[max(last, place - 3):place].any(axis=0)
