@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from little_videos import encode
 
-from vqlora.frames import bench
+from vqlora.frames import api, bench
 from vqlora.frames.reader import check, read_frames
 
 pytest.importorskip("pandas")
@@ -40,6 +40,11 @@ def test_ratios_are_taken_within_rounds_and_held_against_their_aims(rows):
     assert packets["met"].tolist() == [True, False]
     assert not any("ContentDetector" in name for name in table.index.get_level_values("ratio"))
     assert len(bench.times_table(rows)) == sum(len(row["times_s"]) for row in rows)
+
+
+def test_the_default_policy_is_among_what_is_measured(rows):
+    assert api.DEFAULT in rows[0]["times_s"]
+    assert any(bench.RATIOS[name][1] == api.DEFAULT and bench.RATIOS[name][2] for name in bench.RATIOS)
 
 
 def test_the_packet_policy_costs_a_fraction_of_decoding(rows):

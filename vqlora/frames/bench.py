@@ -39,8 +39,10 @@ LONG = 1000  # frames from which on the packet policy is held to its higher aim
 RATIOS: dict[str, tuple[str, str, Callable[[int], float] | None]] = {
     # name -> (numerator, denominator, aim by number of frames: at least, or where negative at most)
     "pixel policy / raw decord": ("pixel policy", "decord", lambda frames: -1.15),
+    "segments / raw decord": ("segments", "decord", lambda frames: -1.15),
     "all features / raw decord": ("all features", "decord", None),
     "ContentDetector / pixel policy": ("ContentDetector", "pixel policy", lambda frames: 2.0),
+    "ContentDetector / segments": ("ContentDetector", "segments", lambda frames: 2.0),
     "ContentDetector / all features": ("ContentDetector", "all features", None),
     "full decode / packet policy": ("pyav", "packet policy", lambda frames: 20.0 if frames >= LONG else 4.0),
     "raw decord / packet policy": ("decord", "packet policy", None),
@@ -54,6 +56,7 @@ def contestants() -> dict[str, Callable[[Path], object]]:
     there: dict[str, Callable[[Path], object]] = {
         "pyav": _decode_pyav,
         "pixel policy": lambda path: select_frames(path, K, "cumulative-coverage"),
+        "segments": lambda path: select_frames(path, K, "segments"),
         "all features": lambda path: score_video(path).features(),
         "packet policy": lambda path: select_frames(path, K, "packets"),
         "packets, then frames": lambda path: reader.read_frames(path, select_frames(path, K, "packets")),
@@ -137,7 +140,8 @@ def cuts_table(rows: Sequence[dict]) -> pd.DataFrame:
 
 def coverage_table(paths: Sequence[Path], ks: Sequence[int] = (1, 2, 4, 8, 16)) -> pd.DataFrame:
     """Per file and k: how well the frames chosen from packets alone stand for all (`select.coverage_of`, on
-    block means), beside those of other policies; `loss` is against the default policy, which decodes all."""
+    block means), beside those of other policies; `loss` is against the policy that takes the same steps by
+    what all frames show."""
     import pandas as pd
     found = []
     for path in paths:

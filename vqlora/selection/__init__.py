@@ -1,1 +1,2 @@
-"""What a choice of frames is worth: a model reads them (`judge`), tables of the gain (`gains`)."""
+"""What a choice of frames is worth: a model reads many (`reading`), which holds policies against each other
+(`judge`), and tables tell the gain (`gains`)."""

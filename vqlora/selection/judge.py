@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from vqlora import metrics, scoring
-from vqlora.data.batches import Item, footage_of, frame_times, pixels
+from vqlora.data.batches import footage_of, pixels
 from vqlora.data.clips import Clip
-from vqlora.evaluate import Evaluation, Reader, references_of
+from vqlora.evaluate import Evaluation, references_of
 from vqlora.frames import select
 from vqlora.frames.policies import Footage, Policy, policy
+from vqlora.selection.reading import Choice, read_choices
 
 COLUMNS = ("part", "clip", "policy", "frames", "nll", "slot", "exact", "seen")
 
@@ -69,8 +70,8 @@ def judge(model: nn.Module, tokenizer, parts: Mapping[str, tuple[Sequence[Clip],
     "encoder": frames that quantization moves further than they differ are one to it. seed: of "random".
 
     Returns examples with the columns `COLUMNS`: nats per token of the references, slot and exact accuracy of
-    the greedy caption, and the share of true events that some chosen frame shows. Frames that several
-    policies choose alike are read once. Raises ValueError for a policy or clip that does not fit.
+    the greedy caption, and the share of true events that some chosen frame shows. What several choices share
+    is read once (`vqlora.selection.reading`). Raises ValueError for a policy or clip that does not fit.
     """
     rules = {name: None if name == "encoder" else policy(name) for name in policies if name != "oracles"}
     rules |= ORACLES if "oracles" in policies else {}
@@ -83,41 +84,33 @@ def judge(model: nn.Module, tokenizer, parts: Mapping[str, tuple[Sequence[Clip],
             footage = [footage_of(clip, store[clip.id]) for clip in clips]
             if "encoder" in rules:
                 rules["encoder"] = _encoder(model, exact, clips, store)
-            for count in counts:
-                chosen = {(name, n): rule(shown, count, np.random.default_rng((seed, n)))
-                          for name, rule in rules.items() for n, shown in enumerate(footage)}
-                owners = [n for _, n in chosen]
-                found = _read(model, tokenizer, clips, store, chosen.values(), owners, batch_size)
-                for (name, n), frames, said in zip(chosen, chosen.values(), found, strict=True):
-                    tables.append((part, clips[n].id, name, count, *said, _seen(clips[n], frames)))
+            chosen = {(name, count, n): rule(shown, count, np.random.default_rng((seed, n)))
+                      for count in counts for name, rule in rules.items() for n, shown in enumerate(footage)}
+            choices = [(n, tuple(frames.tolist())) for (_, _, n), frames in chosen.items()]
+            found = _worth(model, tokenizer, clips, store, choices, batch_size)
+            for (name, count, n), choice in zip(chosen, choices, strict=True):
+                tables.append((part, clips[n].id, name, count, *found[choice], _seen(clips[n], choice[1])))
     table = pd.DataFrame(tables, columns=list(COLUMNS))
     return Evaluation({"clips": float(sum(len(clips) for clips, _ in parts.values()))}, table)
 
 
-def _read(model, tokenizer, clips, store, chosen, owners, batch_size) -> list[tuple[float, float, float]]:
-    """(nll, slot, exact) for each choice of frames of clip `owners[i]`; equal ones are read once."""
+def _worth(model, tokenizer, clips, store, choices: Sequence[Choice], batch_size: int) -> dict:
+    """(nll, slot, exact) of each choice of frames."""
     from vqlora.data.kinemoji.language import parse
 
-    keys = [(owner, tuple(frames)) for owner, frames in zip(owners, chosen, strict=True)]
-    unique = list(dict.fromkeys(keys))
-    shown = [clips[owner] for owner, _ in unique]
-    items = []
-    for clip, (_, frames) in zip(shown, unique, strict=True):
-        times = frame_times(np.array(frames), len(store[clip.id]))
-        items.append(Item(clip, store[clip.id][list(frames)], times, 0, 0))
     references = references_of(clips, "en")
-    said = Reader(model, tokenizer, items, "en", 48).ask(shown, references, batch_size)
+    said = read_choices(model, tokenizer, clips, store, choices, references, batch_size)
     parser = partial(parse, language="en")
-    right = metrics.event_accuracy([one.caption for one in said],
-                                   [parser(references[clip.id][0]) for clip in shown], parser)
-    nll = [float(np.mean([-s.logp / s.tokens for s in one.references])) for one in said]
-    found = dict(zip(unique, zip(nll, right["slot"], right["exact"], strict=True), strict=True))
-    return [found[key] for key in keys]
+    truths = [parser(references[clips[owner].id][0]) for owner, _ in said]
+    right = metrics.event_accuracy([one.caption for one in said.values()], truths, parser)
+    nll = [float(np.mean([-s.logp / s.tokens for s in one.references])) for one in said.values()]
+    return dict(zip(said, zip(nll, right["slot"], right["exact"], strict=True), strict=True))
 
 
-def _seen(clip: Clip, frames: np.ndarray) -> float:
+def _seen(clip: Clip, chosen: Sequence[int]) -> float:
     if not clip.events:
         return float("nan")
+    frames = np.array(chosen)
     return float(np.mean([bool(((frames >= e.start) & (frames < e.end)).any()) for e in clip.events]))
 
 
