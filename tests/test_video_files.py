@@ -61,6 +61,13 @@ def test_turned_pictures_are_upright(tmp_path, turns):
     assert np.array_equal(turned, read_frames(path, backend="decord"))
 
 
+def test_brightness_alone_is_the_same_without_the_colour_planes(tmp_path):
+    for picture in stream(encode(tmp_path / "a.mp4", 2)):
+        y, u, v, full = picture.yuv(colour=False)
+        assert np.array_equal(y, picture.yuv()[0]) and full == picture.yuv()[3] and np.ptp(y) > 0
+        assert u.tolist() == v.tolist() == [[128]]
+
+
 def test_frames_hidden_by_an_edit_list_are_neither_shown_nor_missed(tmp_path):
     path = hide_start(encode(tmp_path / "a.mp4", 24, bf=0, fps=8), 5 * 16384 // 8)
     assert check(path).verdict == "ok" and check(path).frames == 19 and probe(path).frames == 24

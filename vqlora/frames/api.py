@@ -113,7 +113,7 @@ def score_video(path: str | Path, *, sha256: str | None = None, colour: bool = T
     def planes() -> Iterator:
         for picture in stream(path, sha256, twice=False):  # frames are read, and checked, later
             times_s.append(picture.time_s)
-            yield pick_yuv(*picture.yuv(), with_colour=colour)
+            yield pick_yuv(*picture.yuv(colour), with_colour=colour)
 
     try:
         return score_planes(planes(), times_s)

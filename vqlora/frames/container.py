@@ -97,12 +97,16 @@ class Picture:
         pixels = rows[:, : picture.width * 3].reshape(picture.height, picture.width, 3)
         return np.ascontiguousarray(self._upright(pixels)) if self._frame.rotation else pixels.copy()
 
-    def yuv(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """(Y `[H, W]`, U, V, full range): views of the decoder's own uint8 planes, not converted to RGB."""
+    def yuv(self, colour: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """(Y `[H, W]`, U, V, full range): views of the decoder's own uint8 planes, not converted to RGB.
+
+        Without `colour`, as in grey videos, U and V are one grey pixel: getting at two planes more costs as
+        much as scoring a small frame.
+        """
         frame = self._frame
         if frame.format.name not in _LUMA:
             frame = self._converter.reformat(frame, format="yuv420p")
-        planes = [self._upright(self._plane(plane)) for plane in frame.planes]
+        planes = [self._upright(self._plane(plane)) for plane in frame.planes[:None if colour else 1]]
         grey = np.full((1, 1), 128, np.uint8)
         full = frame.color_range == 2 or frame.format.name.startswith("yuvj")
         return planes[0], *(planes[1:] or (grey, grey)), full
