@@ -102,10 +102,10 @@ def test_stretches_are_where_something_small_moves_and_not_cuts_or_flicker(noise
     frames = still(60, noise)
     put(frames, range(10, 17), 20, 4, 6)
     frames *= np.random.default_rng(1).uniform(0.8, 1.1, (60, 1, 1))  # flicker
-    frames[45] = 200 - frames[45]  # one spliced-in frame
+    frames[45:] = 240 - frames[45:]  # a cut
     found = stretches(moved(frames))
     assert [(s.start, s.end) for s in found] == [(10, 18)]
-    assert set(segments(moved(frames), 3).tolist()) >= {14, 18}
+    assert set(segments(moved(frames), 2).tolist()) == {14, 18}
 
 
 def test_two_things_that_move_one_after_the_other_in_different_places_are_two_stretches():
@@ -125,13 +125,6 @@ def test_a_shaking_camera_is_not_what_moves():
     assert score_frames(frames.clip(0, 255).astype(np.uint8), colour=False).local.argmax() in range(20, 28)
     (found,) = stretches(moved(frames))
     assert found.start in (19, 20, 21) and found.end in (27, 28, 29)
-
-
-def test_half_of_the_frames_stay_even_in_time():
-    frames = still(96, 2.0)
-    put(frames, range(80, 87), 20, 4, 6)
-    chosen = segments(moved(frames), 8)
-    assert ((chosen >= 79) & (chosen <= 88)).sum() >= 4 and np.diff(chosen, prepend=0).max() <= 30
 
 
 def test_nothing_that_moves_means_even_frames():

@@ -10,7 +10,7 @@
 | cumulative-coverage | the same, a fifth of the sum even in time | all |
 | lowbit-cumulative | the same with changes of the blocks' low-bit codes | all |
 | lowbit-change | low-bit change against the last chosen frame | all |
-| segments | what moved beyond the camera: half of the frames on its stretches, half for gaps in time | all |
+| segments | stretches of change beyond the camera: the middle of each and what it led to, then more | all |
 | diverse | block means: farthest point | all |
 | mmr | motion, against likeness of block means to those chosen | all |
 | cover | the true events, where a data set has them: a reference that knows the answer | nothing |

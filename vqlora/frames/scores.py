@@ -19,7 +19,6 @@ from vqlora.frames.camera import block_means, unexplained
 FEATURES = ("motion", "entropy", "scene", "time", "median_distance", "neighbour_difference")
 BITS = 4
 _LUMA_PX, _PICK_PX, _COLOUR_PX, _GRID, _CHUNK = 64, 48, 48, 16, 24
-_NOISE = 2.4  # medians: two thirds of what the largest 2% of Gaussian noise are on average
 _FULL_RANGE = np.round(16 + np.arange(256) * 219 / 255).astype(np.uint8)
 
 Planes = tuple[np.ndarray, np.ndarray | None]
@@ -169,15 +168,12 @@ def low_bit_codes(thumbs: np.ndarray, bits: int = BITS) -> np.ndarray:
 
 
 def local_change(moved: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """How much the `share` of blocks that moved most did, beyond noise: float64 `[T]`, 0 to 1, 0 first.
+    """Mean of the `share` of blocks that moved most: float64 `[T]`, 0 to 1, 0 for the first frame.
 
-    moved `[T, G]` as in `FrameScores`. The mean of those blocks, less a multiple of the median one: where a
-    frame is noisy, most of what moves is noise. Something small stands out like a cut, flicker does not.
+    moved: as in `FrameScores`. Something small stands out as much as a cut, and flicker does not.
     """
-    moved = np.asarray(moved, np.float32)
     top = max(1, round(share * moved.shape[1]))
-    most = np.partition(moved, -top, axis=1)[:, -top:].mean(axis=1)
-    return np.maximum(most - _NOISE * np.median(moved, axis=1), 0).astype(np.float64) / 255
+    return np.partition(moved, -top, axis=1)[:, -top:].mean(axis=1, dtype=np.float64) / 255
 
 
 def packet_score(sizes: np.ndarray, key: np.ndarray, bidirectional: np.ndarray) -> np.ndarray:

@@ -119,15 +119,13 @@ def accumulated(score: np.ndarray, k: int, coverage: float = 0.0) -> np.ndarray:
 
 
 def segments(moved: np.ndarray, k: int) -> np.ndarray:
-    """Half of the frames, at least three, show stretches of change as `cover` shows true events; the others
-    go where the gaps in time are widest, so that what no score finds is seen as well.
+    """Frames that show each stretch of change as `cover` shows true events: its middle, what it led to, more.
 
-    `moved` `[T, G]` is `FrameScores.moved`. Stretches are found by `stretches`; of more than there are frames
-    for, the strongest are shown. Where nothing stands out the choice is uniform.
+    `moved` `[T, G]` is `FrameScores.moved`. Stretches are found by `stretches`; of more than k the strongest
+    are shown. Where nothing stands out the choice is uniform.
     """
-    shown = min(k, max(3, -(-k // 2)))
-    found = sorted(stretches(moved), key=lambda stretch: -stretch.strength)[:shown]
-    return filled(cover(len(moved), shown, found), len(moved), k) if found else uniform(len(moved), k)
+    found = sorted(stretches(moved), key=lambda stretch: -stretch.strength)[:k]
+    return cover(len(moved), k, found)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def stretches(moved: np.ndarray) -> list[Stretch]:
     By `scores.local_change`, high above its 30% quantile: a video is taken to be still at least so long. High
     is more than twice the spread below that (noise) and a tenth of what the highest tenth reaches. A gap of
     one frame is bridged, but where change jumps to blocks that it had not touched, another stretch begins. A
-    cut or a spliced-in frame is over at once and is none.
+    cut is over at once and is none.
     """
     steps = local_change(moved)[1:]
     if len(steps) < 2:
