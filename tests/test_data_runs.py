@@ -1,0 +1,111 @@
+"""Runs on data that the project did not render: settings, identity, frames of one size, the whole way."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import odd_files
+import pytest
+from little_videos import damage, encode
+from odd_files import put
+
+from vqlora.base import tiny
+from vqlora.config import ConfigError, DataSource, RunSettings, load_run
+from vqlora.data import parts as data_parts
+from vqlora.data.cache import FrameStore
+from vqlora.data.clips import Clip
+from vqlora.data.sources import source_hash, unknown_tokens
+from vqlora.identity import code_hash
+from vqlora.runs import _codes, _keys
+from vqlora.store import run_key
+
+RUN = {
+    "experiment": "e",
+    "arm": "qlora",
+    "bits": "nf4",
+    "seed": 0,
+    "learning_rate": 1e-2,
+    "steps": 1,
+    "train_clips": 2,
+    "eval_clips": 1,
+    "compute_dtype": "fp32",
+}
+
+
+def write_run(folder, **data):
+    path = folder / "run.json"
+    path.write_text(json.dumps(RUN | {"data": {"format": "jsonl", "root": ".", **data}}))
+    return path
+
+
+def test_a_settings_file_points_at_data_from_where_it_lies(tmp_path):
+    settings = load_run(write_run(tmp_path))
+    assert settings.data.root == str(tmp_path) and settings.domain == "jsonl"
+    assert load_run(write_run(tmp_path, root="/elsewhere")).data.root == "/elsewhere"
+    for wrong, wanted in (
+        (
+            {"fromat": 1},
+            "data: unknown key 'fromat' (did you mean 'format'?); allowed: format, root, protocol",
+        ),
+        ({"format": "mvrvtt"}, "data.format: 'mvrvtt' is not one of msrvtt, vatex"),
+        ({"size": 4}, "data.size: 4 is not at least 8"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_run(write_run(tmp_path, **wrong))
+        assert wanted in str(caught.value)
+
+
+def test_runs_on_rendered_data_do_not_know_of_other_data(tmp_path):
+    odd = tmp_path / "odd"
+    odd_files.jsonl(odd / "jsonl")
+    tmp_path = tmp_path / "moved"
+    rendered = RunSettings(**RUN, domain="language")
+    own = RunSettings(**RUN, domain="language", data=DataSource(format="jsonl", root=str(odd / "jsonl")))
+    codes = _codes([rendered, own], None)
+    assert codes[0] == code_hash(["vqlora.train"]) != codes[1]
+    assert run_key(rendered, "d", "b", "c") != run_key(own, "d", "b", "c")
+    moved = own.model_copy(update={"data": own.data.model_copy(update={"root": str(tmp_path)})})
+    odd_files.jsonl(tmp_path)
+    assert _keys([own], tmp_path, ["c"]) == _keys([moved], tmp_path, ["c"])  # bytes count, not places
+    put(tmp_path, "run.yaml", "steps: 2")
+    assert source_hash(tmp_path) == source_hash(odd / "jsonl")
+    put(tmp_path, "clips/a.mp4", b"longer")
+    assert _keys([own], tmp_path, ["c"]) != _keys([moved], tmp_path, ["c"])
+
+
+def own_clips(folder: Path, count: int = 4) -> Path:
+    """`count` videos of different sizes with a caption each; the last is of `val`, the first is damaged."""
+    lines = []
+    for n in range(count):
+        path = encode(folder / f"v{n}.mp4", 12, seed=n, width=64 + 32 * n, height=64)
+        part = "val" if n == count - 1 else "train"
+        lines.append({"video": path.name, "captions": ["dog moves left", "cat spins"], "part": part})
+    damage(folder / "v0.mp4", "garbage")
+    return put(folder, "captions.jsonl", "\n".join(map(json.dumps, lines)))
+
+
+def test_videos_of_any_size_become_frames_of_one(tmp_path):
+    root = own_clips(tmp_path / "own").parent
+    settings = RunSettings(**RUN, domain="own", data=DataSource(format="jsonl", root=str(root), fps=2.0))
+    clips, store, left_out = data_parts.clips_of(tmp_path, settings, "train", 3, size=32)
+    assert [clip.id for clip in clips] == ["v0.mp4", "v1.mp4", "v2.mp4"] and left_out == 0
+    assert [row.row for row in store.left_out] == ["v0.mp4"]
+    assert {store[i].shape[1:] for i in range(2)} == {(32, 32, 3)} and 1 < len(store[0]) < 12
+    larger = settings.model_copy(update={"data": settings.data.model_copy(update={"size": 48, "fps": None})})
+    _, store, _ = data_parts.clips_of(tmp_path, larger, "train", 3, size=32)
+    assert store["v1.mp4"].shape == (12, 48, 48, 3)
+    with pytest.raises(ValueError, match="own: 4 clips of part 'train' asked for, 3 there"):
+        data_parts.clips_of(tmp_path, settings, "train", 4)
+
+
+def test_stores_of_whole_frames_keep_their_place(tmp_path):
+    clip = Clip("c", encode(tmp_path / "c.mp4", 8), "train", {"en": ("x",)})
+    whole, small = (FrameStore([clip], tmp_path / "cache", progress=False, size=size) for size in (None, 16))
+    assert whole.path != small.path and np.shape(small["c"]) == (8, 16, 16, 3)
+    assert FrameStore([clip], tmp_path / "cache", progress=False).path == whole.path
+
+
+def test_words_that_the_base_does_not_know_are_counted(tmp_path):
+    _, tokenizer = tiny()
+    clip = Clip("c", tmp_path, "val", {"en": ("dog moves left", "a zebra"), "de": ("ein Zebra",)})
+    assert unknown_tokens(tokenizer, [clip]) == 2 / 5 and unknown_tokens(tokenizer, []) == 0.0
