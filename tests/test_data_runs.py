@@ -14,7 +14,8 @@ from vqlora.config import ConfigError, DataSource, RunSettings, load_run
 from vqlora.data import parts as data_parts
 from vqlora.data.cache import FrameStore
 from vqlora.data.clips import Clip
-from vqlora.data.sources import source_hash, unknown_tokens
+from vqlora.data.rows import FormatError
+from vqlora.data.sources import check_run, source_hash, unknown_tokens
 from vqlora.identity import code_hash
 from vqlora.runs import _codes, _keys
 from vqlora.store import run_key
@@ -42,6 +43,19 @@ def test_a_settings_file_points_at_data_from_where_it_lies(tmp_path):
     settings = load_run(write_run(tmp_path))
     assert settings.data.root == str(tmp_path) and settings.domain == "jsonl"
     assert load_run(write_run(tmp_path, root="/elsewhere")).data.root == "/elsewhere"
+    check_run(load_run(own_file(tmp_path, "v.mp4")))
+    for wrong, wanted in (
+        ({"root": "gone"}, "gone: no such folder"),
+        ({"protocol": "1k-A"}, "is not one of official"),
+        ({"format": "lsmdc", "eval_protocol": "2k"}, "'2k' is not one of official, 1k"),
+    ):
+        with pytest.raises(FormatError, match=wanted):
+            check_run(load_run(write_run(tmp_path, **wrong)))
+    with pytest.raises(FormatError, match="no part 'devtest'; allowed: train, val"):
+        check_run(load_run(write_run(tmp_path)).model_copy(update={"eval_part": "devtest"}))
+
+
+def test_faults_in_the_data_section_name_what_is_allowed(tmp_path):
     for wrong, wanted in (
         (
             {"fromat": 1},
@@ -71,6 +85,12 @@ def test_runs_on_rendered_data_do_not_know_of_other_data(tmp_path):
     assert source_hash(tmp_path) == source_hash(odd / "jsonl")
     put(tmp_path, "clips/a.mp4", b"longer")
     assert _keys([own], tmp_path, ["c"]) != _keys([moved], tmp_path, ["c"])
+
+
+def own_file(folder, video):
+    rows = [{"video": video, "captions": ["x"], "part": part} for part in ("train", "val")]
+    put(folder, "captions.jsonl", "\n".join(map(json.dumps, rows)))
+    return write_run(folder)
 
 
 def own_clips(folder: Path, count: int = 4) -> Path:

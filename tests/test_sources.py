@@ -342,6 +342,50 @@ def test_annotations_given_as_files_and_videos_behind_links(odd, tmp_path):
     assert len(load_jsonl(odd / "jsonl", part="train").clips) == 3
 
 
+def places(value, at=()):
+    """The place of every value inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    yield at
+    for key, one in inner:
+        yield from places(one, (*at, key))
+
+
+def spoiled(value, at, junk):
+    if not at:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at[0]] = spoiled(value[at[0]], at[1:], junk)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "format, file, part",
+    [
+        ("msrvtt", "train_val_annotation/train_val_videodatainfo.json", "train"),
+        ("vatex", "vatex_training_v1.0.json", "train"),
+        ("activitynet", "captions/val_1.json", "val"),
+        ("jsonl", "captions.jsonl", "train"),
+    ],
+)
+def test_any_value_replaced_by_junk_costs_rows_or_is_named(tmp_path, format, file, part):
+    path = WRITERS[format](tmp_path) / file
+    text = path.read_text(encoding="utf-8-sig")
+    lines = format == "jsonl"
+    value = [json.loads(line) for line in text.split("\n")[:-3]] if lines else json.loads(text)
+    seen = set()
+    for at in [at for at in places(value) if at or not lines]:
+        for junk in (None, -1, "\0", [], {"a": [1]}):
+            bad = spoiled(value, at, junk)
+            path.write_text("\n".join(map(json.dumps, bad)) if lines else json.dumps(bad))
+            try:
+                found = load(format, tmp_path, part)
+                seen |= {row.kind for row in found.left_out}
+                assert all(text for clip in found.clips for text in clip.captions.values())
+            except FormatError as fault:
+                assert file.split("/")[-1] in str(fault) or "no part" in str(fault)
+    assert len(seen) >= 5
+
+
 def test_every_format_has_a_loader_and_protocols(odd):
     assert set(SOURCES) == set(WRITERS)
     for format, source in SOURCES.items():

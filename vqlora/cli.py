@@ -161,6 +161,9 @@ def _run(chosen: argparse.Namespace) -> int:
         have = sorted(path.name for path in here.data.glob("*") if path.is_dir())
         raise ConfigError(f"{chosen.settings}: domain: {settings.domain!r} is not in {here.data}; allowed: "
                           + (", ".join(have) or f"none yet, `make 01 PROFILE={chosen.profile}` renders them"))
+    if settings.data is not None:
+        from vqlora.data.sources import check_run
+        check_run(settings)
     from vqlora.runs import run_grid
     with lock(here.build / "lock", f"vqlora run {chosen.settings}"):
         result = run_grid([settings], here.store, 1, data_root=here.data)[0]

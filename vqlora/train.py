@@ -28,7 +28,7 @@ from vqlora.baselines import attach, callbacks, prepare, ranks, trainable_report
 from vqlora.checkpoints import MarkWhole, last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator, shuffled
 from vqlora.data.clips import require_disjoint
-from vqlora.data.parts import clips_of, refuse_overlap, sources
+from vqlora.data.parts import clips_of, frame_size, refuse_overlap, sources
 from vqlora.evaluate import evaluate
 from vqlora.losses import batch_loss
 from vqlora.naming import describe_model, save_model
@@ -119,7 +119,7 @@ def execute(
     choose_attention(model, compute_dtype(settings.compute_dtype, device).name, device)
     per_frame = getattr(model.config, "tokens_per_frame", 4)
     scored = settings.arm == "vqlora" and settings.gate_features == "scores"
-    size = getattr(model.config, "image_size", None)
+    size = frame_size(model.config)
     learns = settings.arm != "frozen" and settings.steps
     if learns:
         refuse_overlap(settings)
@@ -154,8 +154,8 @@ def execute(
         )
     if save_to is not None:
         base = "KineVLM" if settings.base == "released" else Path(settings.base).name
-        origin = "kinemoji" if settings.data is None else settings.data.format
-        named = describe_model(model, base, f"{origin}.{settings.domain}", base_source=settings.base)
+        domain = settings.domain if settings.data else f"kinemoji.{settings.domain}"
+        named = describe_model(model, base, domain, base_source=settings.base)
         save_model(model, save_to, named, tokenizer)
     with cost.cpu_seconds() as taken:
         if settings.judge:
@@ -178,7 +178,7 @@ def _judged(model, tokenizer, settings, data_root: Path, clips, store):
     judge = importlib.import_module("vqlora.selection.judge").judge
     parts = {settings.eval_part: (clips, store)}
     if settings.judge_clips:
-        size = getattr(model.config, "image_size", None)
+        size = frame_size(model.config)
         parts = {"val": clips_of(data_root, settings, "val", settings.judge_clips, size)[:2]} | parts
     exact = load_base(settings.base)[0] if "encoder" in settings.judge else None
     asked = settings.judge, settings.judge_frames

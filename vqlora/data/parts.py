@@ -30,6 +30,14 @@ def clips_of(data_root: Path, settings, part: str, count: int, size: int | None 
     return loaded.clips[:count], store, len(loaded.left_out)
 
 
+def frame_size(config) -> int | None:
+    """Pixels a side of the square frames that a base takes, by its config; None where it does not say."""
+    for one in (config, getattr(config, "vision_config", None)):
+        if isinstance(size := getattr(one, "image_size", None), int):
+            return size
+    return None
+
+
 def refuse_overlap(settings) -> None:
     """Raise ValueError where whole parts of `settings.data` share clips; rendered parts cannot."""
     if settings.data is not None:

@@ -105,6 +105,18 @@ def pieces(format: str, protocol: str, root: str | Path) -> Mapping[str, Piece]:
     return protocols[protocol]
 
 
+def check_run(settings: Any) -> None:
+    """Raise FormatError where `settings.data` names a folder, protocol or part that is not there."""
+    data, learns = settings.data, settings.arm != "frozen" and settings.steps
+    if not Path(data.root).exists():
+        raise FormatError(f"data.root: {data.root}: no such folder")
+    for part in ("train", settings.eval_part) if learns else (settings.eval_part,):
+        protocol = data.protocol if part == "train" else data.eval_protocol or data.protocol
+        if part not in (parts := pieces(data.format, protocol, data.root)):
+            allowed = ", ".join(parts)
+            raise FormatError(f"data: {data.format}, {protocol}: no part {part!r}; allowed: {allowed}")
+
+
 def load_of_run(data: Any, part: str) -> Loaded:
     """A part as a run's `data` settings name it: other protocols may hold for training and evaluation."""
     protocol = data.protocol if part == "train" else data.eval_protocol or data.protocol

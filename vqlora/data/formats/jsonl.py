@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ def parts_of(annotations: Path) -> tuple[str, ...]:
     """The parts that a file's lines name, or those that it is split into where none does."""
     path = Path(annotations)
     path = path / JSONL_FILE if path.is_dir() else path
-    named = {row.get("part") for _, row in _lines(path, Rows("train"))} & set(PARTS)
+    named = {row["part"] for _, row in _lines(path, Rows("train")) if row.get("part") in PARTS}
     return tuple(part for part in PARTS if part in (named or {"train", "val"}))
 
 
@@ -141,7 +142,7 @@ def _add(path: Path, name: str, kept: _Row, rows: Rows) -> None:
         rows.leave(path, label, "no caption and no question")
     elif video.suffix.lower() not in VIDEO_SUFFIXES:
         rows.leave(path, label, f"no video ending: {video.suffix!r} is not one of {' '.join(VIDEO_SUFFIXES)}")
-    elif not video.is_file():
+    elif not os.path.isfile(video):
         rows.leave(path, label, f"no video file: {kept.video}")
     else:
         rows.take(path, Clip(name, video, rows.part, captions, tuple(questions), (), None, start, end))

@@ -91,7 +91,7 @@ def _splits(files: list[Path], tables: list[dict], rows: Rows) -> dict[str, str]
             name, split = row.get("video_id"), row.get("split")
             if not isinstance(name, str) or not name:
                 rows.leave(path, f"video {number}", "no video_id")
-            elif split not in parts:
+            elif not isinstance(split, str) or split not in parts:
                 rows.leave(path, name, f"unknown split: {split!r} is not one of {', '.join(parts)}")
             elif name in splits:
                 rows.leave(path, name, "video listed twice; the first is kept")
@@ -109,10 +109,11 @@ def _sentences(path: Path, table: dict, splits: Mapping[str, str], wanted: Colle
         if not isinstance(name, str) or name not in splits:
             rows.leave(path, label, f"no such video: {name!r} is not in the annotations")
         elif name in wanted:
-            if "sen_id" in row and (name, row["sen_id"]) in seen:
+            ident = (name, str(row.get("sen_id")))
+            if "sen_id" in row and ident in seen:
                 rows.leave(path, label, "sentence listed twice; the first is kept", read=1)
                 continue
-            seen.add((name, row.get("sen_id")))
+            seen.add(ident)
             into.setdefault(name, []).extend(rows.texts([row.get("caption")], path, label))
 
 

@@ -25,16 +25,17 @@ def attach_questions(loaded: Loaded, path: Path) -> Loaded:
         row = row if isinstance(row, dict) else {}
         video = row.get("video_id")
         name = f"video{video}" if isinstance(video, int) else video
-        if name is not None and name not in questions:
+        if isinstance(name, str) and name not in questions:
             continue
         read += 1
         question, reason = question_of(row)
-        if name is None:
+        label = str(row.get("id", f"row {number}"))
+        if not isinstance(name, str):
             reason = "no video_id"
-        elif (label := row.get("id", f"row {number}")) in seen:
+        elif label in seen:
             reason = "question id used twice; the first is kept"
         if reason:
-            left_out.append(LeftOut(str(path), f"question {row.get('id', f'row {number}')}", reason))
+            left_out.append(LeftOut(str(path), f"question {label}", reason))
         else:
             seen.add(label)
             questions[name].append(question)
