@@ -83,6 +83,9 @@ def test_runs_on_rendered_data_do_not_know_of_other_data(tmp_path):
     assert _keys([own], tmp_path, ["c"]) == _keys([moved], tmp_path, ["c"])  # bytes count, not places
     put(tmp_path, "run.yaml", "steps: 2")
     assert source_hash(tmp_path) == source_hash(odd / "jsonl")
+    other = put(tmp_path, "other.jsonl", (tmp_path / "captions.jsonl").read_bytes())
+    assert source_hash(other) != source_hash(tmp_path / "captions.jsonl")  # two files of one folder
+    other.unlink()
     put(tmp_path, "clips/a.mp4", b"longer")
     assert _keys([own], tmp_path, ["c"]) != _keys([moved], tmp_path, ["c"])
 
@@ -123,6 +126,8 @@ def test_stores_of_whole_frames_keep_their_place(tmp_path):
     whole, small = (FrameStore([clip], tmp_path / "cache", progress=False, size=size) for size in (None, 16))
     assert whole.path != small.path and np.shape(small["c"]) == (8, 16, 16, 3)
     assert FrameStore([clip], tmp_path / "cache", progress=False).path == whole.path
+    with pytest.raises(ValueError, match="fps: 2 needs a size"):
+        FrameStore([clip], tmp_path / "cache", progress=False, fps=2.0)
 
 
 def test_words_that_the_base_does_not_know_are_counted(tmp_path):

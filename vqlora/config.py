@@ -41,12 +41,12 @@ class DataSource(Settings):
     """Videos and captions that the project did not render, as `vqlora.data.sources` reads them."""
 
     format: Literal["msrvtt", "vatex", "activitynet", "lsmdc", "jsonl"]
-    root: str                                                # folder, in a file: relative to that file's
+    root: str                                                # folder, relative to the settings file's
     protocol: str = "official"                               # of splits: `vqlora data check --help`
     eval_protocol: str | None = None                         # where evaluation follows another one
     task: Literal["paragraph", "segments"] = "paragraph"     # of activitynet
-    size: int | None = Field(None, ge=8)                     # frames as squares of so many pixels; the base's
-    fps: float | None = Field(None, gt=0)                    # frames to keep of a second; all
+    size: int | None = Field(None, ge=8)                     # of square frames, in pixels; None: the base's
+    fps: float | None = Field(None, gt=0)                    # frames to keep of a second; None: all
 
 
 class RunSettings(Settings):

@@ -55,6 +55,8 @@ class FrameStore:
                 good.append(clip)
             else:
                 bad[clip.id] = verdict
+        if size is None and fps is not None:
+            raise ValueError(f"fps: {fps:g} needs a size of frames as well; see `vqlora.data.small`")
         smaller = None if size is None else {"size": size, "fps": fps}
         self.path = cache_dir / _store_key(good, checks, smaller)
         self._index = _open(self.path)

@@ -88,6 +88,7 @@ def check(format: str, root: str | Path, protocol: str = "official", task: str =
     folder = Path(root) if Path(root).is_dir() else Path(root).parent
     return {
         "format": format, "title": SOURCES[format].title, "protocol": protocol, "root": str(root),
+        "origin": SOURCES[format].origin,
         "files": files, "videos": {"names": SOURCES[format].videos, "found": len(Videos(folder))},
         "parts": sheet, "faults": faults, "shared": shared,
         "left_out": _rows(loaded, "left_out"), "mended": _rows(loaded, "noted"),
@@ -127,8 +128,8 @@ def _rows(loaded: dict[str, Loaded], kind: str) -> list[dict[str, str]]:
 
 def describe(found: dict) -> str:
     """The same for people."""
-    lines = [f"{found['title']}, protocol {found['protocol']}, in {found['root']}", "",
-             "annotations, by these names, in the folder or below it:"]
+    lines = [f"{found['title']}, protocol {found['protocol']}, in {found['root']}",
+             f"from: {found['origin']}", "", "annotations, by these names, in the folder or below it:"]
     width = max(len(row["name"]) for row in found["files"])
     for row in found["files"]:
         state = "there" if row["path"] else "MISSING" if row["needed"] else "not there"

@@ -36,9 +36,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: what its videos are called, its protocols, and its loader."""
+    """A data set: who gives its files out, what its videos are called, its protocols, and its loader."""
 
     title: str
+    origin: str
     videos: str
     protocols: Mapping[str, Mapping[str, Piece]]
     read: Callable[..., Loaded]
@@ -136,11 +137,13 @@ def refuse_overlap(data: Any, *parts: str) -> None:
 
 
 def source_hash(root: str | Path) -> str:
-    """Hash of the data below a folder (or beside a file): bytes of annotations, names and sizes of videos.
+    """Hash of the data below a folder: bytes of annotations, names and sizes of videos. Of a file, with its
+    name: of all that lies beside it.
 
     Settings files do not count: editing one must not make another's runs anew.
     """
-    folder, rows = Path(root) if Path(root).is_dir() else Path(root).parent, []
+    whole = Path(root).is_dir()
+    folder, rows = Path(root) if whole else Path(root).parent, [] if whole else [Path(root).name]
     for path in sorted(walk(folder)):
         if path.endswith((".yaml", ".yml")):
             continue
@@ -176,28 +179,43 @@ _ONE, _TRAIN_VAL, _TEST = MSRVTT_FILES
 _EITHER = ((_ONE,), (_TRAIN_VAL, _TEST))
 _ANET, _BOOK = ACTIVITYNET_FILES, LSMDC_FILES
 SOURCES: dict[str, Source] = {
-    "msrvtt": Source("MSR-VTT", "video0.mp4 to video9999.mp4", {
-        "official": {"train": Piece(((_ONE,), (_TRAIN_VAL,))), "val": Piece(((_ONE,), (_TRAIN_VAL,))),
-                     "test": Piece(((_ONE,), (_TEST,)))},
-        **{protocol: {part: Piece(_EITHER, ids=name) for part, name in lists.items()}
-           for protocol, lists in MSRVTT_LISTS.items()},
-    }, _msrvtt),
-    "vatex": Source("VATEX", "<videoID>.mp4, cut to the seconds in its name, or <YouTube id>.mp4, whole", {
-        "official": {part: Piece(((VATEX_FILES[part],),)) for part in ("train", "val", "test")},
-        "retrieval": {"train": Piece(((VATEX_FILES["train"],),)),
-                      "val": Piece(((VATEX_FILES["val"],),), ids="val_list.txt"),
-                      "test": Piece(((VATEX_FILES["val"],),), ids="test_list.txt")},
-    }, _vatex),
-    "activitynet": Source("ActivityNet Captions", "v_<YouTube id>.mp4, or without v_", {
-        "official": {"train": Piece((_ANET["train"],)), "val": Piece((_ANET["val"][:1],), _ANET["val"][1:])},
-        "retrieval": {"train": Piece((_ANET["train"],)), "test": Piece((_ANET["val"][:1],))},
-    }, _activitynet),
-    "lsmdc": Source("LSMDC", "<film>/<clip id>.avi, or <film>.mkv, whole", {
-        "official": {part: Piece(((_BOOK[part],),)) for part in ("train", "val", "test")},
-        "1k": {"train": Piece(((_BOOK["train"],),)), "val": Piece(((_BOOK["val"],),)),
-               "test": Piece((("LSMDC16_challenge_1000_publictect.csv",),))},
-    }, _lsmdc),
-    "jsonl": Source("Own captions", "where the lines say, from the file's folder", {
-        "official": {"train": Piece(((JSONL_FILE,),))},
-    }, load_jsonl),
+    "msrvtt": Source(
+        title="MSR-VTT", read=_msrvtt, videos="video0.mp4 to video9999.mp4",
+        origin="the MSR-VTT challenge; lists of 1k-A: msrvtt_data.zip of CLIP4Clip",
+        protocols={
+            "official": {"train": Piece(((_ONE,), (_TRAIN_VAL,))), "val": Piece(((_ONE,), (_TRAIN_VAL,))),
+                         "test": Piece(((_ONE,), (_TEST,)))},
+            **{protocol: {part: Piece(_EITHER, ids=name) for part, name in lists.items()}
+               for protocol, lists in MSRVTT_LISTS.items()},
+        }),
+    "vatex": Source(
+        title="VATEX", read=_vatex,
+        videos="<videoID>.mp4, cut to the seconds in its name, or <YouTube id>.mp4, whole",
+        origin="the VATEX website, videos from YouTube; lists of retrieval: the split of hgr_v2t",
+        protocols={
+            "official": {part: Piece(((VATEX_FILES[part],),)) for part in ("train", "val", "test")},
+            "retrieval": {"train": Piece(((VATEX_FILES["train"],),)),
+                          "val": Piece(((VATEX_FILES["val"],),), ids="val_list.txt"),
+                          "test": Piece(((VATEX_FILES["val"],),), ids="test_list.txt")},
+        }),
+    "activitynet": Source(
+        title="ActivityNet Captions", read=_activitynet, videos="v_<YouTube id>.mp4, or without v_",
+        origin="captions.zip of its authors; videos: activity-net.org",
+        protocols={
+            "official": {"train": Piece((_ANET["train"],)),
+                         "val": Piece((_ANET["val"][:1],), also=_ANET["val"][1:])},
+            "retrieval": {"train": Piece((_ANET["train"],)), "test": Piece((_ANET["val"][:1],))},
+        }),
+    "lsmdc": Source(
+        title="LSMDC", read=_lsmdc, videos="<film>/<clip id>.avi, or <film>.mkv, whole",
+        origin="the describingmovies site, by permission of its owners",
+        protocols={
+            "official": {part: Piece(((_BOOK[part],),)) for part in ("train", "val", "test")},
+            "1k": {"train": Piece(((_BOOK["train"],),)), "val": Piece(((_BOOK["val"],),)),
+                   "test": Piece((("LSMDC16_challenge_1000_publictect.csv",),))},
+        }),
+    "jsonl": Source(
+        title="Own captions", read=load_jsonl, videos="where the lines say, from the file's folder",
+        origin="yourself; `vqlora data example` writes a pattern",
+        protocols={"official": {"train": Piece(((JSONL_FILE,),))}}),
 }
