@@ -13,8 +13,10 @@ from vqlora.base import tiny
 from vqlora.config import ConfigError, DataSource, RunSettings, load_run
 from vqlora.data import parts as data_parts
 from vqlora.data.cache import FrameStore
-from vqlora.data.clips import Clip
+from vqlora.data.clips import Clip, Segment
+from vqlora.data.formats import write_activitynet, write_lsmdc, write_msrvtt, write_vatex
 from vqlora.data.rows import FormatError
+from vqlora.data.small import small_frames
 from vqlora.data.sources import check_run, source_hash, unknown_tokens
 from vqlora.identity import code_hash
 from vqlora.runs import _codes, _keys
@@ -134,3 +136,27 @@ def test_words_that_the_base_does_not_know_are_counted(tmp_path):
     _, tokenizer = tiny()
     clip = Clip("c", tmp_path, "val", {"en": ("dog moves left", "a zebra"), "de": ("ein Zebra",)})
     assert unknown_tokens(tokenizer, [clip]) == 2 / 5 and unknown_tokens(tokenizer, []) == 0.0
+
+
+def test_each_format_gives_frames_of_the_right_stretch(tmp_path):
+    clips = []
+    for n, part in enumerate(("train", "val")):
+        path = encode(tmp_path / "videos" / f"video{n}.mp4", 24, seed=n)  # 3 s at 8 frames a second
+        segments = (Segment(0.5, 1.5, "first"), Segment(1.0, 2.75, "then"))
+        clips.append(Clip(f"video{n}", path, part, {"en": ("all of it",)}, segments=segments))
+    for write, name in ((write_vatex, "vatex"), (write_activitynet, "activitynet"), (write_lsmdc, "lsmdc")):
+        write(tmp_path / name, clips, durations_s=2.0)
+        (tmp_path / name / "videos").symlink_to(tmp_path / "videos")
+    write_msrvtt(tmp_path / "msrvtt" / "MSRVTT_data.json", clips, durations_s=3.0)
+    (tmp_path / "msrvtt" / "videos").symlink_to(tmp_path / "videos")
+    wanted = {"msrvtt": [24], "vatex": [16], "activitynet": [24], "lsmdc": [16], "segments": [8, 8]}
+    for name, lengths in wanted.items():
+        task = {"task": "segments"} if name == "segments" else {}
+        format = "activitynet" if task else name
+        data = DataSource(format=format, root=str(tmp_path / format), size=16, **task)
+        settings = RunSettings(**RUN, domain=name, data=data)
+        found, store, _ = data_parts.clips_of(tmp_path, settings, "train", len(lengths))
+        assert [store[clip.id].shape for clip in found] == [(n, 16, 16, 3) for n in lengths], name
+        whole = small_frames(clips[0].path, 16)
+        first = {"segments": 4}.get(name, 0)
+        assert (store[found[0].id] == whole[first : first + lengths[0]]).all()
