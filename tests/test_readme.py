@@ -1,5 +1,6 @@
 """What README tells a reader to type or look for is there."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vqlora.config import RunSettings
+from vqlora.config import RunSettings, load_run
+from vqlora.data.formats import load_jsonl
+from vqlora.data.sources import SOURCES
 from vqlora.report.readme import fill
 from vqlora.settings_file import parse, read_mapping
 from vqlora.steps import NEEDS
@@ -65,6 +68,21 @@ def test_the_example_of_the_adapter_runs_as_it_is_written(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_lines_of_ones_own_captions_and_settings_are_valid(tmp_path):
+    line = re.search(r"```json\n(.*?)```", README, re.S)[1]
+    (tmp_path / "clips").mkdir()
+    (tmp_path / json.loads(line)["video"]).touch()
+    (tmp_path / "captions.jsonl").write_text(line)
+    assert len(load_jsonl(tmp_path, part="train").clips[0].captions["en"]) == 2
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    path = tmp_path / "my_run.yaml"
+    path.write_text(blocks[0] + next(block for block in blocks if block.startswith("data:")))
+    assert load_run(path).data.root == "/data/msrvtt"
+    for format, source in SOURCES.items():
+        (row,) = re.findall(rf"^\| `{format}` \|(.*)$", README, re.M)
+        assert {f"`{protocol}`" for protocol in source.protocols} <= set(re.findall("`[^`]*`", row))
 
 
 def test_sizes_are_those_that_setup_states():

@@ -17,6 +17,7 @@ from vqlora import train as training
 from vqlora.base import tiny
 from vqlora.baselines import attach, prepare
 from vqlora.checkpoints import MARKER, last_whole_checkpoint
+from vqlora.data import parts
 from vqlora.data.batches import ClipDataset, Collator
 from vqlora.data.cache import ArrayStore
 from vqlora.data.clips import Clip, Question
@@ -222,8 +223,8 @@ def test_execute_gives_metrics_costs_and_examples(tmp_path, monkeypatch):
         summary, examples = {"nll": 1.0, "clips_left_out": 0.0}, "rows"
 
     monkeypatch.setattr(training, "load_base", lambda name: tiny())
-    monkeypatch.setattr(training, "load_kinemoji", load)
-    monkeypatch.setattr(training, "FrameStore", lambda *args, **kwargs: store)
+    monkeypatch.setattr(parts, "load_kinemoji", load)
+    monkeypatch.setattr(parts, "FrameStore", lambda *args, **kwargs: store)
     monkeypatch.setattr(training, "evaluate", lambda model, tokenizer, clips, store, **kwargs: Evaluation)
     found = {}
     for arm, bits in (("frozen", "nf4"), ("lora", "bf16"), ("qlora", "nf4"), ("vqlora", "nf4")):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vqlora.config import ConfigError, load_run
 from vqlora.console import duration, lock, say
+from vqlora.data.command import data_options
 from vqlora.experiments import load_profile
 
 EXAMPLES = """examples:
@@ -20,6 +21,8 @@ EXAMPLES = """examples:
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
   vqlora plan my_model --batch 4 --card 24GB   memory of fine-tuning, before anything is loaded
+  vqlora data check msrvtt --root DIR      what a data set's folder must hold, and what is missing
+  vqlora data example my_clips             20 clips with captions, to copy from for one's own
 """
 
 
@@ -52,7 +55,7 @@ def _expected(fault: Exception) -> bool:
     """Faults whose message is made for the user; any other is a mistake of ours and shows its traceback."""
     from vqlora.notebooks import NotebookError
     reported = {"GridError", "StoreError", "PaperError", "ResultsError", "AuditError", "VideoError",
-                "SelectError"}
+                "SelectError", "FormatError", "RenderError"}
     return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
 
 
@@ -83,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--modalities", nargs="+", metavar="PART", help="parts meant to carry adapters")
     part.add_argument("--allow", nargs="+", default=(), metavar="FAULT", help="faults to accept")
     part.set_defaults(command=_audit)
+    data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))
     _plan_options(commands.add_parser(
         "plan", help="memory of fine-tuning and generation, before anything is loaded",
         description="Predict bytes by part from a configuration alone; nothing is loaded, no card is needed.",
@@ -153,15 +157,21 @@ def _run(chosen: argparse.Namespace) -> int:
     from vqlora.notebooks import repository, start
     settings = load_run(chosen.settings)
     here = start(chosen.profile, "run", repository())
-    if not (here.data / settings.domain).is_dir():
+    if settings.data is None and not (here.data / settings.domain).is_dir():
         have = sorted(path.name for path in here.data.glob("*") if path.is_dir())
         raise ConfigError(f"{chosen.settings}: domain: {settings.domain!r} is not in {here.data}; allowed: "
                           + (", ".join(have) or f"none yet, `make 01 PROFILE={chosen.profile}` renders them"))
+    if settings.data is not None:
+        from vqlora.data.sources import check_run
+        check_run(settings)
     from vqlora.runs import run_grid
     with lock(here.build / "lock", f"vqlora run {chosen.settings}"):
         result = run_grid([settings], here.store, 1, data_root=here.data)[0]
-    stored = str(here.store.path(result.key))
-    print(json.dumps({"stored": stored, "metrics": result.metrics, "cost": result.cost}, indent=1))
+    shown = {"stored": str(here.store.path(result.key)), "metrics": result.metrics, "cost": result.cost}
+    if result.examples_path.is_file():
+        said = result.examples().query("task == 'caption'")[["clip", "reference", "prediction"]]
+        shown |= {"examples": str(result.examples_path), "captions": said.head(5).to_dict("records")}
+    print(json.dumps(shown, indent=1, ensure_ascii=False))
     return 0
 
 

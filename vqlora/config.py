@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vqlora.settings_file import ConfigError, parse, read_mapping
 
-__all__ = ["ConfigError", "DataSettings", "PartCounts", "PretrainSettings", "RunSettings", "arm_name",
-           "load_run", "swept_rates"]
+__all__ = ["ConfigError", "DataSettings", "DataSource", "PartCounts", "PretrainSettings", "RunSettings",
+           "arm_name", "load_run", "swept_rates"]
 
 Arm = Literal["frozen", "full", "lora", "qlora", "vqlora", "adalora", "eva"]
 Bits = Literal["nf4", "fp4", "int8", "bf16"]
@@ -37,6 +37,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class DataSource(Settings):
+    """Videos and captions that the project did not render, as `vqlora.data.sources` reads them."""
+
+    format: Literal["msrvtt", "vatex", "activitynet", "lsmdc", "jsonl"]
+    root: str                                                # folder, relative to the settings file's
+    protocol: str = "official"                               # of splits: `vqlora data check --help`
+    eval_protocol: str | None = None                         # where evaluation follows another one
+    task: Literal["paragraph", "segments"] = "paragraph"     # of activitynet
+    size: int | None = Field(None, ge=8)                     # of square frames, in pixels; None: the base's
+    fps: float | None = Field(None, gt=0)                    # frames to keep of a second; None: all
+
+
 class RunSettings(Settings):
     """One fine-tuning run. `experiment` and `label` are names, no part of its identity (see `store.run_key`).
     """
@@ -45,7 +57,8 @@ class RunSettings(Settings):
     label: str | None = None                                 # of the method, where the arm does not say it
     arm: Arm
     bits: Bits
-    domain: str
+    domain: str                                              # a rendered data set; or a name, with `data`
+    data: DataSource | None = None
     seed: int = Field(ge=0)
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
@@ -172,8 +185,19 @@ def arm_name(arm: str, bits: str) -> str:
 
 
 def load_run(path: str | Path) -> RunSettings:
-    """Read one run's settings from YAML or JSON. Raises ConfigError."""
-    return parse(RunSettings, read_mapping(path), path)
+    """Read one run's settings from YAML or JSON. Raises ConfigError.
+
+    With `data`, the domain is called by its format unless it is given, and a relative root is taken from the
+    file's folder.
+    """
+    values = read_mapping(path)
+    if isinstance(values.get("data"), dict) and isinstance(values["data"].get("format"), str):
+        values = {"domain": values["data"]["format"], **values}
+    settings = parse(RunSettings, values, path)
+    if settings.data is None:
+        return settings
+    root = (Path(path).parent / Path(settings.data.root).expanduser()).resolve()
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"root": str(root)})})
 
 
 def swept_rates(path: str | Path) -> dict[str, float]:

@@ -48,6 +48,7 @@ ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer"), "adalora": ("vq
                "eva": ("vqlora.rivals",)}
 RANK_MODULES = ("vqlora.ranks.runs",)                        # of runs that name an allocator
 JUDGE_MODULES = ("vqlora.selection.judge",)                  # where policies are judged
+DATA_MODULES = ("vqlora.data.sources", "vqlora.data.small")  # of runs on data that are not rendered
 Execute = Callable[[RunSettings, Path, Path], Any]           # (settings, data_root, work) -> RunResult
 REFRESH_S = 5.0
 
@@ -132,17 +133,29 @@ def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
     """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
     module = execute.__module__ if execute else "vqlora.train"
     needed = [(module, *ARM_MODULES.get(run.arm, ()), *(RANK_MODULES if run.ranks is not None else ()),
-               *(JUDGE_MODULES if run.judge else ()))
+               *(JUDGE_MODULES if run.judge else ()), *(DATA_MODULES if run.data else ()))
               for run in runs]
     hashes = {modules: code_hash(modules) for modules in set(needed)}
     return [hashes[modules] for modules in needed]
 
 
 def _keys(runs: Sequence[RunSettings], data_root: Path, codes: Sequence[str]) -> list[str]:
-    data = {domain: data_hash(data_root, domain) for domain in {settings.domain for settings in runs}}
+    data = {where: _data_hash(data_root, *where) for where in {_where(settings) for settings in runs}}
     bases = {base: base_hash(base) for base in {settings.base for settings in runs}}
-    return [run_key(settings, data[settings.domain], bases[settings.base], code)
+    return [run_key(settings, data[_where(settings)], bases[settings.base], code)
             for settings, code in zip(runs, codes, strict=True)]
+
+
+def _where(settings: RunSettings) -> tuple[str, str | None]:
+    """(domain, None) of rendered data; (domain, folder) of other data."""
+    return settings.domain, settings.data.root if settings.data else None
+
+
+def _data_hash(data_root: Path, domain: str, root: str | None) -> str:
+    if root is None:
+        return data_hash(data_root, domain)
+    from vqlora.data.sources import source_hash
+    return source_hash(root)
 
 
 def _predict(tasks: Iterable[_Task], store: RunStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -153,6 +154,8 @@ def _fields_at(model: Any, loc: list) -> list[str]:
         else:                                                # dict[str, X] or tuple[X, ...]
             arguments = typing.get_args(model)
             model = arguments[1] if typing.get_origin(model) is dict else arguments[0]
+        if isinstance(model, types.UnionType):               # X | None
+            model = typing.get_args(model)[0]
     return list(model.model_fields)
 
 

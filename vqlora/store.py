@@ -68,7 +68,9 @@ def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: st
     values = settings.model_dump(mode="json", exclude={"experiment", "label", "base"})
     unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
     unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
-    unused |= {name for name in OF_RANKS if values[name] is None}
+    unused |= {name for name in (*OF_RANKS, "data") if values[name] is None}
+    if values["data"]:
+        del values["data"]["root"]                           # the data's bytes count, not their place
     values = {key: value for key, value in values.items() if key not in unused}
     return digest(values, data_hash, base_hash, code_hash)
 
@@ -184,7 +186,8 @@ def _frame(results, columns) -> pandas.DataFrame:
     import pandas
     results = list(results)
     dumps = [run.settings.model_dump(mode="json") for run in results]
-    varying = [name for name in RunSettings.model_fields if name not in (*NAMED, *SHOWN, "base", "label")
+    apart = (*NAMED, *SHOWN, "base", "label", "data")
+    varying = [name for name in RunSettings.model_fields if name not in apart
                and len({json.dumps(dump[name]) for dump in dumps}) > 1]
     rows = [{**{name: dump[name] for name in NAMED}, "arm": run.settings.method, **columns(run, varying)}
             for run, dump in zip(results, dumps, strict=True)]

@@ -27,9 +27,8 @@ from vqlora.base import load_base
 from vqlora.baselines import attach, callbacks, prepare, ranks, trainable_report
 from vqlora.checkpoints import MarkWhole, last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator, shuffled
-from vqlora.data.cache import FrameStore
 from vqlora.data.clips import require_disjoint
-from vqlora.data.formats import load_kinemoji
+from vqlora.data.parts import clips_of, frame_size, refuse_overlap, sources
 from vqlora.evaluate import evaluate
 from vqlora.losses import batch_loss
 from vqlora.naming import describe_model, save_model
@@ -106,9 +105,10 @@ def execute(
     """One whole run: base in its bits, arm, training, evaluation. `settings` is a
     `vqlora.config.RunSettings`.
 
-    data_root: folder with a folder per domain, and `cache/` for decoded frames. work: this run's own folder;
-    what a killed run left there is gone on from. save_to: folder for the trained model under its name, with
-    its metadata (`vqlora.naming`). Bad clips are left out and counted (`clips_left_out`).
+    data_root: folder with a folder per domain, and `cache/` for decoded frames; `settings.data` names other
+    data. work: this run's own folder; what a killed run left there is gone on from. save_to: folder for the
+    trained model under its name, with its metadata (`vqlora.naming`). Bad clips are left out and counted
+    (`clips_left_out`).
     """
     torch.set_num_threads(settings.threads)
     data_root, work = Path(data_root), Path(work)
@@ -119,12 +119,16 @@ def execute(
     choose_attention(model, compute_dtype(settings.compute_dtype, device).name, device)
     per_frame = getattr(model.config, "tokens_per_frame", 4)
     scored = settings.arm == "vqlora" and settings.gate_features == "scores"
-    clips, store, left_out = _clips(data_root, settings.domain, settings.eval_part, settings.eval_clips)
-    if settings.arm == "frozen" or not settings.steps:
+    size = frame_size(model.config)
+    learns = settings.arm != "frozen" and settings.steps
+    if learns:
+        refuse_overlap(settings)
+    clips, store, left_out = clips_of(data_root, settings, settings.eval_part, settings.eval_clips, size)
+    if not learns:
         model = attach(model, settings)
         costs, metrics = static_cost(model), {}
     else:
-        train_clips, train_store, skipped = _clips(data_root, settings.domain, "train", settings.train_clips)
+        train_clips, train_store, skipped = clips_of(data_root, settings, "train", settings.train_clips, size)
         left_out = left_out + skipped
         require_disjoint(**{"train": train_clips, settings.eval_part: clips})
         share = {"question_share": settings.question_share, "tokens_per_frame": per_frame}
@@ -150,7 +154,8 @@ def execute(
         )
     if save_to is not None:
         base = "KineVLM" if settings.base == "released" else Path(settings.base).name
-        named = describe_model(model, base, f"kinemoji.{settings.domain}", base_source=settings.base)
+        domain = settings.domain if settings.data else f"kinemoji.{settings.domain}"
+        named = describe_model(model, base, domain, base_source=settings.base)
         save_model(model, save_to, named, tokenizer)
     with cost.cpu_seconds() as taken:
         if settings.judge:
@@ -162,6 +167,8 @@ def execute(
     costs |= {name: float(value) for name, value in cost.device_memory().items()}
     metrics |= found.summary
     metrics["clips_left_out"] = metrics.get("clips_left_out", 0.0) + left_out
+    if settings.data is not None:
+        metrics["unknown_tokens_frac"] = sources().unknown_tokens(tokenizer, clips)
     return RunResult(metrics, costs, found.examples)
 
 
@@ -171,7 +178,8 @@ def _judged(model, tokenizer, settings, data_root: Path, clips, store):
     judge = importlib.import_module("vqlora.selection.judge").judge
     parts = {settings.eval_part: (clips, store)}
     if settings.judge_clips:
-        parts = {"val": _clips(data_root, settings.domain, "val", settings.judge_clips)[:2]} | parts
+        size = frame_size(model.config)
+        parts = {"val": clips_of(data_root, settings, "val", settings.judge_clips, size)[:2]} | parts
     exact = load_base(settings.base)[0] if "encoder" in settings.judge else None
     asked = settings.judge, settings.judge_frames
     return judge(model, tokenizer, parts, *asked, exact=exact, seed=settings.seed)
@@ -216,19 +224,6 @@ def static_cost(model: nn.Module) -> dict[str, float]:
         "constant_bytes": float(held["constants"]),
         "adapter_bytes": float(adapter_bytes),
     }
-
-
-def _clips(data_root: Path, domain: str, part: str, count: int):
-    """(the first `count` clips of a part, their frames, number of annotation rows that could not be used)."""
-    loaded = load_kinemoji(data_root, domain, part)
-    if len(loaded.clips) < count:
-        raise ValueError(
-            f"{data_root / domain}: {count} clips of part {part!r} asked for, {len(loaded.clips)} there"
-        )
-    store = FrameStore(
-        loaded.clips, data_root / "cache", progress=False
-    )  # whole part: one cache for all runs
-    return loaded.clips[:count], store, len(loaded.left_out)
 
 
 def train(

@@ -39,12 +39,13 @@ class FrameStore:
     copied.
 
     `clips` are the usable ones, in the order given, and `store[i]` belongs to `clips[i]`; `left_out` lists
-    the others with the reason. T, H and W may differ from clip to clip. Cheap to pickle: workers map the same
-    files. Raises CacheError when the disk is full.
+    the others with the reason. T, H and W may differ from clip to clip, unless `size` makes every frame a
+    square of so many pixels; with it, `fps` keeps so many frames a second (`vqlora.data.small`). Cheap to
+    pickle: workers map the same files. Raises CacheError when the disk is full.
     """
 
     def __init__(self, clips: Iterable[Clip], cache_dir: Path = CACHE_DIR, *, workers: int | None = None,
-                 progress: bool = True):
+                 progress: bool = True, size: int | None = None, fps: float | None = None):
         clips, cache_dir = tuple(clips), Path(cache_dir)
         checks = check_videos((clip.path for clip in clips), cache_dir, workers=workers, progress=progress)
         good, bad = [], {}
@@ -54,12 +55,15 @@ class FrameStore:
                 good.append(clip)
             else:
                 bad[clip.id] = verdict
-        self.path = cache_dir / _store_key(good, checks)
+        if size is None and fps is not None:
+            raise ValueError(f"fps: {fps:g} needs a size of frames as well; see `vqlora.data.small`")
+        smaller = None if size is None else {"size": size, "fps": fps}
+        self.path = cache_dir / _store_key(good, checks, smaller)
         self._index = _open(self.path)
         if self._index is None:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
-                self._index = _open(self.path) or _build(self.path, good, checks, workers, progress)
+                self._index = _open(self.path) or _build(self.path, good, checks, workers, progress, smaller)
         bad |= {good[number].id: reason for number, reason in self._index["bad"]}
         self.clips = tuple(clip for clip in clips if clip.id not in bad)
         self.left_out = tuple(LeftOut(str(c.path), c.id, bad[c.id]) for c in clips if c.id in bad)
@@ -121,9 +125,10 @@ def decode_job(job: Job) -> dict:
         return {"errno": error.errno, "strerror": error.strerror}
 
 
-def _store_key(clips: Sequence[Clip], checks: Mapping[Path, VideoCheck]) -> str:
+def _store_key(clips: Sequence[Clip], checks: Mapping[Path, VideoCheck], smaller: Mapping | None) -> str:
     rows = [(checks[clip.path].sha256, clip.start_s, clip.end_s) for clip in clips]
-    return hashlib.sha256(json.dumps([_VERSION, rows]).encode()).hexdigest()[:32]
+    known = [_VERSION, rows] if smaller is None else [_VERSION, rows, smaller]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 
 def _open(path: Path) -> dict[str, Any] | None:
@@ -138,12 +143,12 @@ def _open(path: Path) -> dict[str, Any] | None:
 
 
 def _build(path: Path, clips: Sequence[Clip], checks: Mapping[Path, VideoCheck], workers: int | None,
-           progress: bool) -> dict[str, Any]:
+           progress: bool, smaller: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Decode into `<path>.tmp`, then rename. The caller holds the lock."""
     temporary = path.with_name(path.name + ".tmp")
     for leftover in (path, temporary):
         shutil.rmtree(leftover, ignore_errors=True)
-    needed_bytes = sum(_clip_bytes(clip, checks[clip.path]) for clip in clips)
+    needed_bytes = sum(_clip_bytes(clip, checks[clip.path], smaller) for clip in clips)
     free_bytes = shutil.disk_usage(path.parent).free
     if needed_bytes > free_bytes:
         raise CacheError(f"{path.parent}: decoded frames need {needed_bytes / 1e6:.0f} MB and the disk has "
@@ -152,7 +157,9 @@ def _build(path: Path, clips: Sequence[Clip], checks: Mapping[Path, VideoCheck],
     places, bad = [], []
     jobs = [{"path": str(clip.path), "start_s": clip.start_s, "end_s": clip.end_s, "folder": str(temporary),
              "frames": checks[clip.path].frames, "sha256": checks[clip.path].sha256,
-             "shown": checks[clip.path].shown} for clip in clips]
+             "shown": checks[clip.path].shown, **(smaller or {})} for clip in clips]
+    # by name: runs whose frames are as large as their videos do not depend on the other way
+    job = f"{__name__ if smaller is None else 'vqlora.data.small'}:decode_job"
     try:
         with tqdm(total=len(jobs), desc="decoding videos", unit="clip", mininterval=1,
                   disable=not progress) as bar:
@@ -167,7 +174,7 @@ def _build(path: Path, clips: Sequence[Clip], checks: Mapping[Path, VideoCheck],
                     bad.append((number, result.get("bad") or f"the decoder died of it ({result['died']})"))
                 bar.update()
 
-            run_jobs(f"{__name__}:decode_job", jobs, workers=workers, each=each)
+            run_jobs(job, jobs, workers=workers, each=each)
         index = {"version": _VERSION, "places": sorted(places), "bad": sorted(bad),
                  "sizes": {file.name: file.stat().st_size for file in sorted(temporary.glob("frames-*.bin"))}}
         (temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -178,8 +185,11 @@ def _build(path: Path, clips: Sequence[Clip], checks: Mapping[Path, VideoCheck],
     return index
 
 
-def _clip_bytes(clip: Clip, check: VideoCheck) -> int:
+def _clip_bytes(clip: Clip, check: VideoCheck, smaller: Mapping[str, Any] | None = None) -> int:
     share = 1.0
     if clip.end_s is not None and check.duration_s:
         share = min(1.0, (clip.end_s - (clip.start_s or 0.0)) / check.duration_s)
+    if smaller is not None:
+        share *= min(1.0, (smaller["fps"] or check.fps) / check.fps) if check.fps else 1.0
+        return int(check.frames * share) * smaller["size"] ** 2 * 3
     return int(check.frames * share) * check.width * check.height * 3

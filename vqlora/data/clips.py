@@ -5,6 +5,7 @@ disk.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,26 +76,39 @@ class LeftOut:
     row: str
     reason: str
 
+    @property
+    def kind(self) -> str:
+        """The reason without its particulars: up to a colon or semicolon."""
+        return re.split("[:;]", self.reason, maxsplit=1)[0]
+
     def __str__(self) -> str:
         return f"{self.source}: {self.row}: {self.reason}"
 
 
 @dataclass(frozen=True)
+class Noted(LeftOut):
+    """A row that was used all the same: after a repair, or although it is odd; `reason` says which."""
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """What a loader returns: the usable clips in the file's order, and everything that was left out."""
+    """What a loader returns: the usable clips in the file's order, everything that was left out, what was
+    mended, and how many texts (captions, sentences, questions) of this part were read."""
 
     clips: tuple[Clip, ...]
     left_out: tuple[LeftOut, ...] = ()
+    noted: tuple[Noted, ...] = ()
+    read: int = 0
 
     def by_id(self) -> dict[str, Clip]:
         return {clip.id: clip for clip in self.clips}
 
 
 def reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
-    """Count left-out rows by reason, most frequent first, for logs and data sheets."""
+    """Count left-out rows by kind of reason, most frequent first, for logs and data sheets."""
     counts: dict[str, int] = {}
     for row in left_out:
-        counts[row.reason] = counts.get(row.reason, 0) + 1
+        counts[row.kind] = counts.get(row.kind, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -103,18 +117,22 @@ def require_disjoint(**parts: Iterable[Clip]) -> None:
 
     >>> require_disjoint(train=train.clips, test=test.clips)
 
-    Raises ValueError naming the clip and the two parts; whatever protocols say, nobody trains on test clips.
+    Raises ValueError naming the first such clip, the two parts and how many there are; whatever protocols
+    say, nobody trains on test clips.
     """
     seen: dict[str, list[tuple[str, Clip]]] = {}
+    shared: dict[str, str] = {}
     for part, clips in parts.items():
         for clip in clips:
             for key in {clip.id, str(clip.path)}:
                 others = [pair for pair in seen.setdefault(key, []) if pair[0] != part]
                 for other_part, other in others:
                     if other.id == clip.id or _overlap(clip, other):
-                        where = f"{other_part} (as {other.id})"
-                        raise ValueError(f"clip {clip.id} of {part} is also in {where}: not disjoint")
+                        shared.setdefault(clip.id, f"of {part} is also in {other_part} (as {other.id})")
                 seen[key].append((part, clip))
+    if shared:
+        first = next(iter(shared))
+        raise ValueError(f"clip {first} {shared[first]}: not disjoint, {len(shared)} clips are shared")
 
 
 def _overlap(a: Clip, b: Clip) -> bool:

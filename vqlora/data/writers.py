@@ -138,6 +138,19 @@ def write_questions(path: Path, clips: Iterable[Clip]) -> Path:
     return write_atomic(path, json_lines(rows))
 
 
+def write_jsonl(path: Path, clips: Iterable[Clip], *, language: str = "en") -> Path:
+    """Write one's own format: `video` (a path from the file's folder), `captions`, `questions`, `part`."""
+    lines = []
+    for clip in clips:
+        row: dict[str, Any] = {"video": Path(clip.path).relative_to(Path(path).parent).as_posix()}
+        row["captions"] = list(clip.captions.get(language, ()))
+        if clip.questions:
+            row["questions"] = [{"question": q.text, "answer": q.choices[q.answer], "kind": q.kind,
+                                 "choices": list(q.choices)} for q in clip.questions]
+        lines.append(_dump(row | {"part": clip.part}))
+    return write_atomic(path, "\n".join(lines) + "\n")
+
+
 def write_truth(path: Path, clips: Iterable[Clip],
                 extra: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
     """Write a JSON object a line: `video_id`, `events` (name, motion, start, end in frames), `**extra[id]`.
