@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from vqlora.config import ConfigError, load_run
@@ -52,7 +53,7 @@ def _expected(fault: Exception) -> bool:
     """Faults whose message is made for the user; any other is a mistake of ours and shows its traceback."""
     from vqlora.notebooks import NotebookError
     reported = {"GridError", "StoreError", "PaperError", "ResultsError", "AuditError", "VideoError",
-                "SelectError"}
+                "SelectError", "LaunchError", "ClusterError", "WriteError"}
     return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
 
 
@@ -157,9 +158,13 @@ def _run(chosen: argparse.Namespace) -> int:
         have = sorted(path.name for path in here.data.glob("*") if path.is_dir())
         raise ConfigError(f"{chosen.settings}: domain: {settings.domain!r} is not in {here.data}; allowed: "
                           + (", ".join(have) or f"none yet, `make 01 PROFILE={chosen.profile}` renders them"))
+    from vqlora import processes
     from vqlora.runs import run_grid
-    with lock(here.build / "lock", f"vqlora run {chosen.settings}"):
+    alone = lock(here.build / "lock", f"vqlora run {chosen.settings}") if processes.first() else nullcontext()
+    with alone:
         result = run_grid([settings], here.store, 1, data_root=here.data)[0]
+    if not processes.first():
+        return 0
     stored = str(here.store.path(result.key))
     print(json.dumps({"stored": stored, "metrics": result.metrics, "cost": result.cost}, indent=1))
     return 0
