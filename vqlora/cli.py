@@ -53,7 +53,7 @@ def _expected(fault: Exception) -> bool:
     """Faults whose message is made for the user; any other is a mistake of ours and shows its traceback."""
     from vqlora.notebooks import NotebookError
     reported = {"GridError", "StoreError", "PaperError", "ResultsError", "AuditError", "VideoError",
-                "SelectError", "LaunchError", "ClusterError", "WriteError"}
+                "SelectError", "LaunchError", "WriteError"}
     return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
 
 

@@ -78,7 +78,7 @@ class _Worker:
 
 def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | int = 1, *,
              data_root: Path | None = None, execute: Execute | None = None, code: str | None = None,
-             compute_dtype: str | None = None, cluster: str | None = None) -> list[StoredRun]:
+             compute_dtype: str | None = None) -> list[StoredRun]:
     """Make the runs that `store` lacks, `profile.workers` at a time; returns all, in the order asked for.
 
     Called in each of several processes that a launcher started, it makes one run after the other, each by all
@@ -91,8 +91,6 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
         execute: what makes one run, importable by name; `vqlora.train.execute` unless given.
         code: hash of the code that the runs depend on; that of all `execute` reaches unless given.
         compute_dtype: what "auto" stands for, `fp32` or `bf16`; probed unless given.
-        cluster: address of a Ray cluster to make the runs on, "auto" for the one of this machine; needs the
-            extra `ray`. None: worker processes of this machine.
 
     Raises:
         GridError: after all else is finished and stored, if any run failed.
@@ -112,11 +110,7 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
             _make_here(task, store, data_root, execute)
     elif tasks:
         _predict(tasks.values(), store)
-        if cluster is not None:
-            from vqlora.cluster import make
-            failed = make(tasks.values(), store, data_root, execute, cluster)
-        else:
-            failed = _Grid(store, data_root, execute, workers).make(list(tasks.values()), len(set(keys)))
+        failed = _Grid(store, data_root, execute, workers).make(list(tasks.values()), len(set(keys)))
         if failed:
             raise GridError(f"{len(failed)} of {len(set(keys))} runs failed, the others are stored: "
                             + "; ".join(failed))
