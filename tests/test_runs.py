@@ -23,8 +23,8 @@ from vqlora.runs import (
     RunResult,
     RunStore,
     StoreError,
+    Task,
     _Grid,
-    _Task,
     _Worker,
     expected_s,
     results_frame,
@@ -296,7 +296,7 @@ def test_longer_runs_are_expected_to_take_longer():
 
 def test_the_estimate_follows_what_runs_turn_out_to_take():
     def left(elapsed: float, done=()) -> str:
-        tasks = [_Task("k", settings(), "", 30.0) for _ in range(4)]
+        tasks = [Task("k", settings(), "", 30.0) for _ in range(4)]
         tasks[0].started = tasks[1].started = time.monotonic() - elapsed
         pool = [_Worker(None, None, task) for task in tasks[:2]]
         grid = _Grid(None, None, None, 2, done=list(done))

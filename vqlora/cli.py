@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from vqlora.config import ConfigError, load_run
@@ -55,7 +56,7 @@ def _expected(fault: Exception) -> bool:
     """Faults whose message is made for the user; any other is a mistake of ours and shows its traceback."""
     from vqlora.notebooks import NotebookError
     reported = {"GridError", "StoreError", "PaperError", "ResultsError", "AuditError", "VideoError",
-                "SelectError", "FormatError", "RenderError"}
+                "SelectError", "FormatError", "RenderError", "LaunchError", "WriteError"}
     return isinstance(fault, ConfigError | NotebookError) or type(fault).__name__ in reported
 
 
@@ -164,9 +165,13 @@ def _run(chosen: argparse.Namespace) -> int:
     if settings.data is not None:
         from vqlora.data.sources import check_run
         check_run(settings)
+    from vqlora import processes
     from vqlora.runs import run_grid
-    with lock(here.build / "lock", f"vqlora run {chosen.settings}"):
+    alone = lock(here.build / "lock", f"vqlora run {chosen.settings}") if processes.first() else nullcontext()
+    with alone:
         result = run_grid([settings], here.store, 1, data_root=here.data)[0]
+    if not processes.first():
+        return 0
     shown = {"stored": str(here.store.path(result.key)), "metrics": result.metrics, "cost": result.cost}
     if result.examples_path.is_file():
         said = result.examples().query("task == 'caption'")[["clip", "reference", "prediction"]]

@@ -21,6 +21,7 @@ from peft import PeftModel
 from torch import nn
 
 from vqlora.cost import parameter_count
+from vqlora.files import write_atomic, writing
 from vqlora.quantize import BITS, Precision, close_packing_trap, load_quantized
 
 METADATA = "vqlora_metadata.json"
@@ -159,22 +160,19 @@ def base_digest(model: nn.Module) -> str:
 def save_model(model: nn.Module, parent: str | Path, metadata: Metadata, tokenizer=None) -> Path:
     """Save into `parent/<name>`, adapters alone for a peft model, with metadata beside; returns the folder.
 
-    The metadata is written last and in one move: a folder without it is not a saved model.
+    The metadata is written last and in one move: a folder without it is not a saved model. Raises WriteError
+    where the disk is full.
     """
     close_packing_trap(model)
     folder = Path(parent, metadata.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / METADATA).unlink(missing_ok=True)
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    part = folder / (METADATA + ".part")
-    part.write_text(
-        json.dumps({"name": metadata.name, "quantization": _as_seed(metadata), **asdict(metadata)}, indent=1)
-        + "\n",
-        encoding="utf-8",
-    )
-    part.replace(folder / METADATA)
+    record = {"name": metadata.name, "quantization": _as_seed(metadata), **asdict(metadata)}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METADATA).unlink(missing_ok=True)
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_atomic(folder / METADATA, json.dumps(record, indent=1) + "\n")
     return folder
 
 

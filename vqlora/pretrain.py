@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -132,30 +133,45 @@ def pretrain(recipe: PretrainSettings, out: Path) -> Path:
     recipe and code are the same; otherwise it starts anew. Raises RuntimeError when training fails (its
     messages are on the terminal).
     """
+    out, done = Path(out), Path(out, "model", "done")
+    begin(recipe, out)
+    if not done.is_file():
+        _launch(recipe, out)
+        done.touch()
+    return done.parent
+
+
+def begin(recipe: PretrainSettings, out: Path) -> None:
+    """Lay out the folder for a training; what another recipe or other code left there is removed."""
     from .identity import code_hash
 
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     stamp = f"{recipe.model_dump_json(exclude={'pretrain', 'val_clips'})}\n{code_hash(['vqlora.pretrain'])}\n"
     if not (out / "recipe.json").is_file() or (out / "recipe.json").read_text() != stamp:
         for old in ("checkpoints", "model"):
             shutil.rmtree(out / old, ignore_errors=True)
         (out / "recipe.json").write_text(stamp)
-    if (out / "model" / "done").is_file():
-        return out / "model"
+
+
+def _launch(recipe: PretrainSettings, out: Path) -> None:
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-    # By address, not by name, so that it works where "localhost" or the host's own name does not resolve.
-    threads |= {"GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(recipe.processes)]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port())]
+    command = [sys.executable]
+    if recipe.processes > 1:
+        # By address, not by name, so that it works where "localhost" or the host's own name does not resolve.
+        threads |= {"GLOO_SOCKET_IFNAME": "lo"}
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(recipe.processes)]
+        command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port())]
     command += ["-m", "vqlora.pretrain", str(out)]
-    done = subprocess.run(command, env={**os.environ, **threads})
+    read, write = os.pipe()  # nothing is ever written: it closes when this process ends, however it ends
+    try:
+        done = subprocess.run(command, stdin=read, env={**os.environ, **threads})
+    finally:
+        os.close(read)
+        os.close(write)
     if done.returncode:
         raise RuntimeError(
             f"pretraining in {out} ended with exit code {done.returncode}; its messages are above"
         )
-    (out / "model" / "done").touch()
-    return out / "model"
 
 
 def _free_port() -> int:
@@ -164,9 +180,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _worker(out: Path) -> None:
+def work(out: Path) -> None:
+    """Train what `begin` laid out, in this process or together with those that a launcher started."""
     from transformers import Trainer, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
+
+    from . import processes
+    from .checkpoints import MarkWhole, last_whole_checkpoint
 
     recipe = PretrainSettings.model_validate_json((out / "recipe.json").read_text().splitlines()[0])
     model, tokenizer = new_model(recipe)
@@ -206,11 +225,10 @@ def _worker(out: Path) -> None:
         args=arguments,
         train_dataset=SourceClips(recipe),
         data_collator=Pack(tokenizer, model.config.tokens_per_frame),
+        callbacks=[MarkWhole()],
     )
-    checkpoints = out / "checkpoints"
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    )
+    last = processes.told(lambda: last_whole_checkpoint(out / "checkpoints"))
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
         base = KineVLMForConditionalGeneration(model.config)
         base.load_state_dict(model.state_dict(), strict=False)  # less the dense head and the temperature
@@ -219,5 +237,12 @@ def _worker(out: Path) -> None:
         (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, that of `pretrain`: two trainings would spoil one folder."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
-    _worker(Path(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(Path(sys.argv[1]))

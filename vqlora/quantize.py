@@ -28,6 +28,7 @@ from vqlora.cost import parameter_count, tensor_bytes
 from vqlora.held import Linear16, hold_in_16bit
 from vqlora.modalities import find_description, is_under, linear_layers, match_names, matches
 from vqlora.precision import ComputeDtype, Precision, compute_dtype
+from vqlora.processes import refuse_sharding
 
 BITS = ("nf4", "fp4", "int8", "bf16")
 BLOCK = 64  # bitsandbytes' block: one scale per 64 weights of a row
@@ -59,10 +60,12 @@ def load_quantized(
     device: None takes CUDA where there is one.
 
     Raises ValueError: unknown bits, a skip entry that matches nothing, a layer whose width bitsandbytes
-    cannot hold on CPU, a tied head, a model that is quantized already in other bits.
+    cannot hold on CPU, a tied head, a model that is quantized already in other bits, a launcher that
+    would shard quantized weights (see `vqlora.processes`).
     """
     if bits not in BITS:
         raise ValueError(f"bits: {bits!r} is not known; allowed: {', '.join(BITS)}")
+    refuse_sharding(bits)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     compute = _probe("auto" if compute_dtype is None else compute_dtype, device)
     if isinstance(source, PreTrainedModel) and _is_quantized(source.config, bits):

@@ -23,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vqlora import processes
 from vqlora.config import RunSettings
 from vqlora.console import duration
 from vqlora.experiments import Profile
@@ -58,7 +59,9 @@ class GridError(RuntimeError):
 
 
 @dataclass
-class _Task:
+class Task:
+    """A run that is to be made, under its key."""
+
     key: str
     settings: RunSettings
     code: str
@@ -71,7 +74,7 @@ class _Task:
 class _Worker:
     process: Any
     connection: Connection
-    task: _Task | None = None
+    task: Task | None = None
 
 
 def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | int = 1, *,
@@ -79,9 +82,12 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
              compute_dtype: str | None = None) -> list[StoredRun]:
     """Make the runs that `store` lacks, `profile.workers` at a time; returns all, in the order asked for.
 
+    Called in each of several processes that a launcher started, it makes one run after the other, each by all
+    of them together (`vqlora.processes`); the first fault then ends the call.
+
     Args:
         runs: settings; equal runs are made once.
-        profile: a profile, or the number of workers.
+        profile: a profile, or the number of workers; 0 makes the runs in this process, one after the other.
         data_root: folder with one folder per domain; `<store.root>/data` unless given.
         execute: what makes one run, importable by name; `vqlora.train.execute` unless given.
         code: hash of the code that the runs depend on; that of all `execute` reaches unless given.
@@ -95,11 +101,15 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
     asked = _resolved(list(runs), compute_dtype)
     codes = _codes(asked, execute) if code is None else [code] * len(asked)
     keys = _keys(asked, data_root, codes)
-    tasks = {}
+    missing = processes.told(lambda: {key for key in keys if store.get(key) is None})
+    tasks: dict[str, Task] = {}
     for key, settings, its_code in zip(keys, asked, codes, strict=True):
-        if key not in tasks and store.get(key) is None:
-            tasks[key] = _Task(key, settings, its_code, 0.0)
-    if tasks:
+        if key in missing:
+            tasks.setdefault(key, Task(key, settings, its_code, 0.0))
+    if tasks and (workers == 0 or processes.count() > 1):
+        for task in tasks.values():
+            _make_here(task, store, data_root, execute)
+    elif tasks:
         _predict(tasks.values(), store)
         failed = _Grid(store, data_root, execute, workers).make(list(tasks.values()), len(set(keys)))
         if failed:
@@ -108,6 +118,35 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
     found = [store.get(key) for key in keys]
     return [StoredRun(run.key, settings, run.metrics, run.cost, run.provenance, run.examples_path)
             for run, settings in zip(found, asked, strict=True)]
+
+
+def executed(store: RunStore, key: str, settings: RunSettings, code: str, data_root: Path,
+             execute: Execute | None = None) -> tuple[RunResult | None, dict[str, Any]]:
+    """(result, provenance) of one run made here; a killed one goes on from what it left in its work folder.
+
+    Of several processes that make it together only the first has the result.
+    """
+    if execute is None:
+        from vqlora.train import execute
+    began = time.perf_counter()
+    result = execute(settings, data_root, store.work(key))
+    if result is not None:
+        cost = {**result.cost, "wall_s": time.perf_counter() - began}
+        result = RunResult(result.metrics, cost, result.examples)
+    return result, provenance(store.root, code=code, processes=processes.count())
+
+
+def _make_here(task: Task, store: RunStore, data_root: Path, execute: Execute | None) -> None:
+    try:
+        result, made = executed(store, task.key, task.settings, task.code, data_root, execute)
+        if result is not None:
+            store.put(task.key, task.settings, result, made)
+        processes.wait()
+    except Exception as fault:
+        log = store.work(task.key) / "log.txt"
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        raise GridError(f"{task.settings.name} failed: {_one_line(fault)} (log: {log})") from fault
 
 
 def expected_s(settings: RunSettings) -> float:
@@ -142,7 +181,7 @@ def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
 def _keys(runs: Sequence[RunSettings], data_root: Path, codes: Sequence[str]) -> list[str]:
     data = {where: _data_hash(data_root, *where) for where in {_where(settings) for settings in runs}}
     bases = {base: base_hash(base) for base in {settings.base for settings in runs}}
-    return [run_key(settings, data[_where(settings)], bases[settings.base], code)
+    return [run_key(settings, data[_where(settings)], bases[settings.base], code, processes.count())
             for settings, code in zip(runs, codes, strict=True)]
 
 
@@ -158,7 +197,7 @@ def _data_hash(data_root: Path, domain: str, root: str | None) -> str:
     return source_hash(root)
 
 
-def _predict(tasks: Iterable[_Task], store: RunStore) -> None:
+def _predict(tasks: Iterable[Task], store: RunStore) -> None:
     """Set each task's expected seconds, from finished runs of the same kind where the store has some."""
     seen: dict[tuple, list[float]] = {}
     for run in store.all():
@@ -185,7 +224,7 @@ class _Grid:
     failed: list[str] = field(default_factory=list)
     done: list[tuple[float, float]] = field(default_factory=list)    # (expected, measured) seconds
 
-    def make(self, tasks: list[_Task], total: int) -> list[str]:
+    def make(self, tasks: list[Task], total: int) -> list[str]:
         """Run all tasks; returns one `name (reason)` per run that could not be made."""
         queue = deque(sorted(tasks, key=lambda task: -task.expected_s))   # long ones first: a shorter tail
         pool: list[_Worker] = []
@@ -207,7 +246,7 @@ class _Grid:
             bar.close()
         return self.failed
 
-    def _hand_out(self, queue: deque[_Task], pool: list[_Worker]) -> None:
+    def _hand_out(self, queue: deque[Task], pool: list[_Worker]) -> None:
         while queue and sum(worker.task is not None for worker in pool) < self.workers:
             idle = next((worker for worker in pool if worker.task is None), None)
             worker = idle or self._start(pool, queue[0].settings.threads)
@@ -232,7 +271,7 @@ class _Grid:
         pool.append(_Worker(process, ours))
         return pool[-1]
 
-    def _collect(self, worker: _Worker, queue: deque[_Task], pool: list[_Worker], bar: tqdm) -> None:
+    def _collect(self, worker: _Worker, queue: deque[Task], pool: list[_Worker], bar: tqdm) -> None:
         task, worker.task = worker.task, None
         took = time.monotonic() - task.started
         try:
@@ -253,7 +292,7 @@ class _Grid:
             self.done.append((task.expected_s, took))
         bar.update()
 
-    def _estimate(self, queue: deque[_Task], pool: list[_Worker]) -> str:
+    def _estimate(self, queue: deque[Task], pool: list[_Worker]) -> str:
         """Time left: expected seconds, corrected by the runs that are finished and those that are overdue."""
         now = time.monotonic()
         running = [worker.task for worker in pool if worker.task]
@@ -300,19 +339,17 @@ def _work(connection: Connection, root: Path, data_root: Path, execute: Execute 
             os.dup2(log.fileno(), 1)                         # what it prints, C code too, goes to its log
             os.dup2(log.fileno(), 2)
         try:
-            if execute is None:
-                from vqlora.train import execute
-            began = time.perf_counter()
-            result = execute(settings, data_root, folder)
-            cost = {**result.cost, "wall_s": time.perf_counter() - began}
-            made = provenance(root, code=code)
-            store.put(key, settings, RunResult(result.metrics, cost, result.examples), made)
+            store.put(key, settings, *executed(store, key, settings, code, data_root, execute))
             answer = ""
         except BaseException as fault:
             traceback.print_exc()
             sys.stderr.flush()
-            answer = f"{type(fault).__name__}: {(str(fault).strip().splitlines() or ['no message'])[0]}"
+            answer = _one_line(fault)
         connection.send(answer)
+
+
+def _one_line(fault: BaseException) -> str:
+    return f"{type(fault).__name__}: {(str(fault).strip().splitlines() or ['no message'])[0]}"
 
 
 def _end_with(parent: int) -> None:

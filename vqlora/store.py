@@ -60,8 +60,11 @@ class StoredRun:
         return pandas.read_parquet(self.examples_path)
 
 
-def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: str) -> str:
+def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: str,
+            processes: int = 1) -> str:
     """Identity of a run. Its labels and the path of its base do not count (the base's bytes do).
+
+    Threads and processes do: sums come out in another order, and so do the last bits of what is trained.
 
     Settings that an arm never reads are left out: the seeds of a frozen model are one run.
     """
@@ -72,7 +75,7 @@ def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: st
     if values["data"]:
         del values["data"]["root"]                           # the data's bytes count, not their place
     values = {key: value for key, value in values.items() if key not in unused}
-    return digest(values, data_hash, base_hash, code_hash)
+    return digest(values, data_hash, base_hash, code_hash, *([processes] if processes > 1 else []))
 
 
 class RunStore:
@@ -145,7 +148,8 @@ def whole_file(path: Path):
         yield temporary
         temporary.replace(path)
     except OSError as fault:
-        raise StoreError(f"{path}: cannot be written ({fault.strerror or fault})") from fault
+        text = f"{path}: cannot be written ({os.strerror(fault.errno) if fault.errno else fault})"
+        raise StoreError(text) from fault
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from vqlora import cost
+from vqlora import cost, processes
 from vqlora.base import load_base
 from vqlora.baselines import attach, callbacks, prepare, ranks, trainable_report
 from vqlora.checkpoints import MarkWhole, last_whole_checkpoint
@@ -30,6 +30,7 @@ from vqlora.data.batches import ClipDataset, Collator, shuffled
 from vqlora.data.clips import require_disjoint
 from vqlora.data.parts import clips_of, frame_size, refuse_overlap, sources
 from vqlora.evaluate import evaluate
+from vqlora.files import writing
 from vqlora.losses import batch_loss
 from vqlora.naming import describe_model, save_model
 from vqlora.quantize import compute_dtype
@@ -72,8 +73,12 @@ class VideoTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = batch_loss(model, inputs, self.contrastive_weight)
+        loss, outputs = batch_loss(model, inputs, self.contrastive_weight, shared=True)
         return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, model, trial):
+        with writing(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")):
+            super()._save_checkpoint(model, trial)
 
 
 def pick_optimizer(asked: str, model: nn.Module, device: str | torch.device) -> tuple[str, str]:
@@ -101,7 +106,7 @@ def execute(
     *,
     progress: bool = False,
     save_to: str | Path | None = None,
-) -> RunResult:
+) -> RunResult | None:
     """One whole run: base in its bits, arm, training, evaluation. `settings` is a
     `vqlora.config.RunSettings`.
 
@@ -109,6 +114,9 @@ def execute(
     data. work: this run's own folder; what a killed run left there is gone on from. save_to: folder for the
     trained model under its name, with its metadata (`vqlora.naming`). Bad clips are left out and counted
     (`clips_left_out`).
+
+    Where a launcher started several processes, they train together, each on its share of every batch; then
+    the first evaluates, saves and gives the result, the others give None (`vqlora.processes`).
     """
     torch.set_num_threads(settings.threads)
     data_root, work = Path(data_root), Path(work)
@@ -139,7 +147,7 @@ def execute(
             model = attach(model, settings, lambda: first_batches(data, collator, settings, device))
         costs, metrics = {**static_cost(model), "attach_cpu_s": taken["cpu_s"]}, {}
         probe = ClipDataset(train_clips, train_store, **chosen)  # the same for every seed
-        batch = Collator(tokenizer, **share)([probe[i] for i in range(settings.batch_size)])
+        batch = Collator(tokenizer, **share)([probe[i] for i in range(processes.share(settings.batch_size))])
         batch = {key: value.to(device) for key, value in batch.items()}
         costs |= measure_step(model, batch, settings.contrastive_weight)
         trained = train(model, settings, data, collator, work, progress=progress)
@@ -152,6 +160,8 @@ def execute(
             + costs["optimizer_bytes"]
             + costs["step_peak_bytes"]
         )
+    if not processes.first():
+        return None
     if save_to is not None:
         base = "KineVLM" if settings.base == "released" else Path(settings.base).name
         domain = settings.domain if settings.data else f"kinemoji.{settings.domain}"
@@ -256,7 +266,7 @@ def train(
     examples = Schedule(dataset, count, settings.seed, settings.train_frames, settings.batch_size)
     clock = _StepClock()
     called = [*callbacks(model, settings), MarkWhole(), clock]
-    writer = _tensorboard(work / "tensorboard")
+    writer = _tensorboard(work / "tensorboard") if processes.first() else None
     if writer is not None:
         writer.add_text("optimizer", f"{optimizer}: {reason}")
         called.append(TensorBoardCallback(writer))
@@ -270,12 +280,12 @@ def train(
         optimizers=(_gates_apart(model, settings, arguments) if settings.arm == "vqlora" else None, None),
         contrastive_weight=settings.contrastive_weight,
     )
-    last = last_whole_checkpoint(work / "checkpoints")
+    last = processes.told(lambda: last_whole_checkpoint(work / "checkpoints"))
     with cost.cpu_seconds() as taken:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return {
-        "train_cpu_s": taken["cpu_s"],
+        "train_cpu_s": processes.total(taken["cpu_s"]),
         "train_wall_s": taken["wall_s"],
         "step_s": statistics.median(clock.steps_s) if clock.steps_s else float("nan"),
         "steps_here": float(len(clock.steps_s)),
@@ -318,7 +328,7 @@ def _arguments(settings, optimizer, device, model, work, save_steps, progress) -
         output_dir=str(work / "checkpoints"),
         max_steps=settings.steps,
         learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=processes.share(settings.batch_size),
         gradient_accumulation_steps=settings.accumulation,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
         warmup_steps=min(settings.warmup_steps, settings.steps),
@@ -340,6 +350,8 @@ def _arguments(settings, optimizer, device, model, work, save_steps, progress) -
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         label_names=["labels"],
+        # what the second forward of a step trains may be out of sight for DDP (see `batch_loss`)
+        ddp_find_unused_parameters=not settings.contrastive_weight,
         **more,
     )
 

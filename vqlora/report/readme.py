@@ -6,15 +6,39 @@ import re
 from pathlib import Path
 
 from vqlora.files import write_atomic
+from vqlora.report.cells import Table, read_csv
+from vqlora.report.keys import format_number
 from vqlora.report.tables import TABLES
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def kills_table(results: Path) -> Table:
+    """What became of commands that were killed, by the phase they were in (`tests/kill.py`)."""
+    outcomes = ("same", "different", "failed")
+    frame = read_csv(results, "faults/kills.csv", ("hit", "signal", "whom", *outcomes))
+    frame["kills"] = frame[list(outcomes)].sum(axis=1)
+    rows = [
+        (phase.capitalize(), *(format_number(n, "files") for n in (
+            of["kills"].sum(), of.loc[of["signal"] == "SIGTERM", "kills"].sum(),
+            of.loc[of["whom"] == "first process", "kills"].sum(), *of[list(outcomes)].sum())))
+        for phase, of in frame.groupby("hit", sort=True)
+    ]  # fmt: skip
+    heads = ("Killed while", "Kills", "by SIGTERM", "first process alone", "Same", "Different", "Failed")
+    return Table(heads, tuple(rows))
+
+
+README_TABLES = {**TABLES, "kills": kills_table}
+
+
 def fill(text: str, results: Path) -> str:
     """`text` with every marked table made anew. Raises KeyError for an unknown name, ResultsError for a
     missing file."""
-    return _BLOCK.sub(lambda found: found[1] + TABLES[found[2]](Path(results)).markdown() + found[3], text)
+
+    def table(found: re.Match) -> str:
+        return found[1] + README_TABLES[found[2]](Path(results)).markdown() + found[3]
+
+    return _BLOCK.sub(table, text)
 
 
 def renew(root: Path) -> bool:
