@@ -150,12 +150,8 @@ def execute(
         metrics |= chosen_ranks(model, settings)
         metrics["train_loss"] = trained.pop("train_loss")
         costs |= trained
-        costs["train_bytes"] = (
-            costs["weight_bytes"]
-            + costs["adapter_bytes"]
-            + costs["optimizer_bytes"]
-            + costs["step_peak_bytes"]
-        )
+        costs["train_bytes"] = (costs["weight_bytes"] + costs["adapter_bytes"]
+                                + costs["optimizer_bytes"] + costs["step_peak_bytes"])  # fmt: skip
     if not processes.first():
         return None
     if save_to is not None:
@@ -235,9 +231,8 @@ def _clips(data_root: Path, domain: str, part: str, count: int):
         raise ValueError(
             f"{data_root / domain}: {count} clips of part {part!r} asked for, {len(loaded.clips)} there"
         )
-    store = FrameStore(
-        loaded.clips, data_root / "cache", progress=False
-    )  # whole part: one cache for all runs
+    # whole part: one cache for all runs
+    store = FrameStore(loaded.clips, data_root / "cache", progress=False)
     return loaded.clips[:count], store, len(loaded.left_out)
 
 
