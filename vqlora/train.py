@@ -154,12 +154,8 @@ def execute(
         metrics |= chosen_ranks(model, settings)
         metrics["train_loss"] = trained.pop("train_loss")
         costs |= trained
-        costs["train_bytes"] = (
-            costs["weight_bytes"]
-            + costs["adapter_bytes"]
-            + costs["optimizer_bytes"]
-            + costs["step_peak_bytes"]
-        )
+        costs["train_bytes"] = (costs["weight_bytes"] + costs["adapter_bytes"]
+                                + costs["optimizer_bytes"] + costs["step_peak_bytes"])  # fmt: skip
     if not processes.first():
         return None
     if save_to is not None:
