@@ -9,6 +9,8 @@ Shapes are written out by hand from the models' public configurations; no checkp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig
@@ -87,12 +89,12 @@ WAYS: Mapping[str, dict] = {
 
 
 def known_sizes(
-    names: Sequence[str] = (), ways: Sequence[str] = tuple(WAYS), **settings
+    names: Sequence[str] = (), ways: Sequence[str] = tuple(WAYS), *, workers: int = 1, **settings
 ) -> pd.DataFrame:
     """Predictions for one clip of 8 frames (text models: 512 tokens) a step, on a card.
 
     names: of `CONFIGS`, all unless given. settings: more arguments of `plan_memory`, for all rows. A 7B model
-        takes some ten seconds a row.
+        takes some ten seconds a row. workers: processes that plan at a time.
 
     Returns:
         model, way, parameters, trainable, tokens, and in GB (10^9 bytes): weights (constants included),
@@ -101,20 +103,27 @@ def known_sizes(
     """
     import pandas as pd
 
-    rows = []
-    for name in names or CONFIGS:
-        for way in ways:
-            plan = _plan(name, **{**WAYS[way], **settings})
-            parts = {key: plan.training[key] / GB for key in ("adapters", "optimizer", "gradients",
-                                                              "activations", "logits")}  # fmt: skip
-            weights = (plan.training["weights"] + plan.training["constants"]) / GB
-            rows.append({
-                "model": name, "way": way, "parameters": plan.parameters, "trainable": plan.trainable,
-                "tokens": plan.tokens, "weights": weights, **parts,
-                "training peak": plan.train_bytes / GB, "generation peak": plan.inference_bytes / GB,
-                "step_tflop": plan.step_flops / 1e12, "token_gflop": plan.token_flops / GB,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+    asked = [(name, way, {**WAYS[way], **settings}) for name in names or CONFIGS for way in ways]
+    return pd.DataFrame(_in_processes(_known, asked, workers))
+
+
+def _known(name: str, way: str, settings: dict) -> dict:
+    plan = _plan(name, **settings)
+    told = ("adapters", "optimizer", "gradients", "activations", "logits")
+    return {
+        "model": name, "way": way, "parameters": plan.parameters, "trainable": plan.trainable,
+        "tokens": plan.tokens, "weights": (plan.training["weights"] + plan.training["constants"]) / GB,
+        **{key: plan.training[key] / GB for key in told},
+        "training peak": plan.train_bytes / GB, "generation peak": plan.inference_bytes / GB,
+        "step_tflop": plan.step_flops / 1e12, "token_gflop": plan.token_flops / GB,
+    }  # fmt: skip
+
+
+def _in_processes(job: Callable[..., dict], asked: Sequence[tuple], workers: int) -> list[dict]:
+    if workers == 1:
+        return [job(*one) for one in asked]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        return list(pool.map(job, *zip(*asked, strict=True)))
 
 
 # The memory claims under test, as a description of the method states them: size -> model, GB "in FP16", GB
@@ -134,7 +143,7 @@ _RICH = {"prompt": 480, "answer": 32, "batch": 4}
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def stated_sizes(names: Sequence[str] = ()) -> pd.DataFrame:
+def stated_sizes(names: Sequence[str] = (), *, workers: int = 1) -> pd.DataFrame:
     """Each memory claim under test beside predictions, with a verdict on each number and on the row.
 
     The claims name neither tokens nor batch nor, in their table, a rank, so a figure for QLoRA is held
@@ -153,7 +162,8 @@ def stated_sizes(names: Sequence[str] = ()) -> pd.DataFrame:
     import pandas as pd
 
     claims = {**STATED, **EXAMPLE}
-    return pd.DataFrame([_judge(size, *row) for size, row in claims.items() if not names or row[0] in names])
+    asked = [(size, *row) for size, row in claims.items() if not names or row[0] in names]
+    return pd.DataFrame(_in_processes(_judge, asked, workers))
 
 
 def _judge(size: str, name: str, fp16: float, qlora: float) -> dict:
