@@ -56,7 +56,9 @@ def _frozen(panel, nll: pd.Series, held_mb: pd.Series) -> None:
         panel.plot([held_mb[name]], [value], label=None if words in seen else words, **look)
         seen.add(words)
         if not name.startswith("random"):
-            panel.annotate(name, (held_mb[name], value), (3, 4), textcoords="offset points", fontsize=6)
+            above = 4 if name not in ("fp4", "int8") else -9  # their neighbours' names are above
+            panel.annotate(name, (held_mb[name], value), (3, above), textcoords="offset points", fontsize=6)
+    panel.margins(y=0.1)
     panel.set(title="Source, frozen", xlabel="Memory of the weights (MB)", ylabel="NLL (lower is better)")
     panel.legend(fontsize=6)
 
