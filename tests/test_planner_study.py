@@ -2,11 +2,11 @@
 
 import pandas as pd
 import pytest
+from transformers import LlamaConfig
 
-from vqlora.cost import study
+from vqlora.cost import sizes, study
 from vqlora.cost.check import _DEFAULTS
 from vqlora.cost.plan import INFERENCE, TRAINING
-from vqlora.cost.sizes import EXAMPLE, LEAST, STATED, stated_sizes
 
 
 def rows(number, model, training, generation, flops=5e9):
@@ -48,18 +48,26 @@ def test_parts_and_operations_are_told_for_the_settings_shown(table):
     assert len(study.memory_parts(rows(3, "KineVLM", 1, 1))) == 0
 
 
-def test_claims_are_judged_against_the_range_that_unstated_settings_span():
-    stated = stated_sizes(["Qwen3-0.6B"]).iloc[0]
-    assert stated["size"] == "0.6B"
-    assert stated["least_gb"] == pytest.approx(LEAST * stated["parameters"] / 1e9)
-    assert stated["lean_gb"] < stated["advised_gb"] < stated["rich_gb"]
-    assert stated["fp16_verdict"] == "denied" and stated["stated_fp16_gb"] < stated["least_gb"]
-    inside = stated["lean_gb"] <= stated["stated_qlora_gb"] <= stated["rich_gb"]
-    assert stated["qlora_verdict"] == ("undecided" if inside else "denied")
-    assert stated["verdict"] == "denied" and f"{stated['stated_qlora_gb']:g} GB" in stated["why"]
-    assert set(STATED).isdisjoint(EXAMPLE)
-    found = study.claims_summary(stated.to_frame().T).set_index(["arm", "metric"])["value"]
-    assert found["0.6b", "verdict"] == "denied" and found["all", "denied_count"] == 1
+def test_claims_are_judged_against_the_range_that_unstated_settings_span(monkeypatch):
+    tiny = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+                       vocab_size=256)  # fmt: skip
+
+    def judged(fp16_gb, qlora_gb):
+        monkeypatch.setattr(sizes, "CONFIGS", {"tiny": lambda: tiny})
+        monkeypatch.setattr(sizes, "STATED", {"1B": ("tiny", fp16_gb, qlora_gb)})
+        monkeypatch.setattr(sizes, "EXAMPLE", {})
+        return sizes.stated_sizes().iloc[0]
+
+    low = judged(1e-6, 1e-7)
+    assert low["lean_gb"] < low["advised_gb"] < low["rich_gb"] and low["least_gb"] < low["full_gb"]
+    assert low["least_gb"] == pytest.approx(sizes.LEAST * low["parameters"] / 1e9)
+    assert (low["fp16_verdict"], low["qlora_verdict"], low["verdict"]) == ("denied",) * 3
+    assert "1e-07 GB is less than the leanest setting takes" in low["why"]
+    inside = judged(low["full_gb"], (low["lean_gb"] + low["rich_gb"]) / 2)
+    assert (inside["fp16_verdict"], inside["qlora_verdict"]) == ("undecided", "undecided")
+    assert "tokens, batch and rank are not stated" in inside["why"]
+    found = study.claims_summary(low.to_frame().T).set_index(["arm", "metric"])["value"]
+    assert found["1b", "verdict"] == "denied" and found["all", "denied_count"] == 1
 
 
 def test_a_setting_that_was_measured_with_this_code_is_not_measured_again(tmp_path, table):
@@ -71,7 +79,13 @@ def test_a_setting_that_was_measured_with_this_code_is_not_measured_again(tmp_pa
     assert said[1] == "12: predicted / measured: training 1.200, generation 1.000"
 
 
-def test_a_range_holds_its_ends():
-    from vqlora.cost.sizes import _within
+def test_predictions_are_taken_as_committed_where_a_profile_asks_for_none(tmp_path):
+    for name, value in (("sizes.csv", "A-7B"), ("stated.csv", "7B")):
+        (tmp_path / name).write_text(f"model\n{value}\n")
+    known, stated = study.size_tables(None, tmp_path)
+    assert known["model"].tolist() == ["A-7B"] and stated["model"].tolist() == ["7B"]
 
-    assert [_within(x, 1.0, 2.0) for x in (0.99, 1.0, 2.0, 2.01)] == ["denied", *["undecided"] * 2, "denied"]
+
+def test_a_range_holds_its_ends():
+    found = [sizes._within(x, 1.0, 2.0) for x in (0.99, 1.0, 2.0, 2.01)]
+    assert found == ["denied", "undecided", "undecided", "denied"]

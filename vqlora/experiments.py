@@ -189,7 +189,7 @@ class BitsSettings(MainSettings):
     draws: int = Field(3, ge=1)                              # of layers kept at random, to compare with
     simulated: tuple[int, ...] = (3, 2)
     checks: tuple[int, ...] = tuple(range(20))               # `vqlora.cost.check.SETTINGS` to measure
-    sizes: tuple[str, ...] = ()                              # `vqlora.cost.sizes` to predict; empty: all
+    sizes: tuple[str, ...] | None = None                     # to predict; empty: all; None: as committed
 
     def frozen_runs(self, bases: Iterable[Any], *, experiment: str = "08_bits") -> tuple[RunSettings, ...]:
         """The frozen base on source validation clips, once for each of `bases` (`vqlora.bit_study.Base`)."""

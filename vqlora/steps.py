@@ -252,9 +252,9 @@ def _tree(folder: Path) -> list[list[str]]:
 
 
 def _inputs(here: Here) -> list[Path]:
-    """Files beside code that results depend on: weights and tables in the package, swept rates, styles."""
+    """Files beside code that results depend on: weights and tables in the package, tables kept, styles."""
     paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
-    swept = ("lr.csv", "03_main/sweep.csv", "08_bits/swept.csv")
-    paths += [*(here.root / "results" / name for name in swept),
+    read = ("lr.csv", "03_main/sweep.csv", "08_bits/swept.csv", "08_bits/sizes.csv", "08_bits/stated.csv")
+    paths += [*(here.root / "results" / name for name in read),
               *(here.root / "figures").glob("*.mplstyle")]
     return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 
 from vqlora.cost.check import SETTINGS, check_planner, peaks
 from vqlora.cost.plan import INFERENCE, TRAINING
+from vqlora.cost.sizes import known_sizes, stated_sizes
 from vqlora.identity import base_hash, code_hash, digest
 from vqlora.store import whole_file
 
@@ -77,6 +78,20 @@ def judged_peaks(table: pd.DataFrame) -> pd.DataFrame:
         near = (wide[f"{title}_ratio"] - 1).abs() <= TOLERANCE
         wide[f"{title}_within"] = near.map({True: "yes", False: "no"})
     return wide
+
+
+def size_tables(
+    names: Sequence[str] | None, committed: str | Path, workers: int = 1
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`known_sizes` and `stated_sizes` of these models; () is all of them, some ten minutes on two cores.
+
+    None takes both from the folder `committed`, if they are there: they depend on no data and no machine.
+    """
+    files = [Path(committed, name) for name in ("sizes.csv", "stated.csv")]
+    if names is None and all(file.is_file() for file in files):
+        known, stated = map(pd.read_csv, files)
+        return known, stated
+    return known_sizes(names or (), workers=workers), stated_sizes(names or (), workers=workers)
 
 
 def planner_summary(judged: pd.DataFrame) -> pd.DataFrame:
