@@ -14,13 +14,13 @@ from vqlora.baselines import prepare
 from vqlora.bit_study import bit_claims, judge_bits, make_bases, mixed, simulate
 from vqlora.config import RunSettings
 from vqlora.cost import static_bytes
+from vqlora.cost.inputs import clip_batch
 from vqlora.data.kinemoji.write import write_domain
 from vqlora.experiments import load_profile
 from vqlora.mixed_bits import linear_bytes
 from vqlora.modalities import target_modules
 from vqlora.quantize import BLOCK, load_quantized
 from vqlora.store import StoredRun
-from vqlora.zoo import tiny_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = SimpleNamespace(mixed=(50,), draws=2, simulated=(2,))
@@ -44,7 +44,7 @@ def made(base, tmp_path_factory):
 
 def logits(model):
     with torch.no_grad():
-        return model.eval()(**tiny_batch("kinevlm", model)).logits
+        return model.eval()(**clip_batch(model, batch=2, frames=3, prompt=4, answer=4)).logits
 
 
 def test_simulated_bits_are_so_many_values_a_group_and_fewer_lose_more():
