@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from vqlora.cost.follow import Follow
 from vqlora.cost.inputs import batch_bytes, clip_batch, prompt_only
 from vqlora.cost.optimizers import OPTIMIZERS, optimizer_plan
 from vqlora.cost.plan import plan_memory, read_bytes
+from vqlora.cost.scratch import scratch_bytes
 from vqlora.cost.search import largest
 from vqlora.cost.shapes import Shapes
 from vqlora.cost.sizes import STATED
@@ -184,6 +186,22 @@ def test_followed_parts_of_a_known_step():
     parts = seen.peak_parts()
     assert parts["gradients"] == 4 * 64 * 32 and sum(parts.values()) == seen.peak_bytes
     assert seen.flops.total() == 2 * 2 * 8 * 64 * 32
+
+
+def test_a_frozen_head_asked_for_the_last_token_copies_its_weight_for_each_row_in_bfloat16():
+    weight, x = torch.randn(4096, 64).bfloat16(), torch.randn(2, 5, 64).bfloat16()[:, -1:]
+    peaks = []
+    for device in ("cpu", "cuda"):
+        with torch.no_grad(), Follow(scratch=partial(scratch_bytes, device=device)) as seen:
+            F.linear(x, weight)
+        peaks.append(seen.peak_bytes)
+    copies, result = 2 * 2 * 4096 * 64, 2 * 2 * 4096
+    assert peaks == [copies + result, result]
+    with torch.no_grad():
+        taken = cost.step_bytes(lambda: F.linear(x, weight))
+    if taken < copies:
+        pytest.skip("this CPU's kernels take the weight as it lies")
+    assert peaks[0] == pytest.approx(taken, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["kinevlm", "smolvlm", "idefics2", "llava_next_video", "video_llava",

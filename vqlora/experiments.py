@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,6 +177,39 @@ class RankSettings(MainSettings):
         return super()._run(arm.model_copy(update={"overrides": overrides}), *named)
 
 
+class BitsSettings(MainSettings):
+    """Notebook 08: the base in several bits, scored as it is on its source, and fine-tuned on shifts.
+
+    An arm whose label names a base of `vqlora.bit_study` (`mixed-25`, `int2`) starts from that one.
+    """
+
+    source_clips: int = Field(384, ge=1)                     # of validation, its first: scored
+    calibration_clips: int = Field(64, ge=1)                 # its last: what a layer loses is read off these
+    mixed: tuple[int, ...] = (10, 25, 50)                    # memory allowed, per cent from NF4 to 16 bits
+    draws: int = Field(3, ge=1)                              # of layers kept at random, to compare with
+    simulated: tuple[int, ...] = (3, 2)
+    checks: tuple[int, ...] = tuple(range(20))               # `vqlora.cost.check.SETTINGS` to measure
+    sizes: tuple[str, ...] | None = None                     # to predict; empty: all; None: as committed
+
+    def frozen_runs(self, bases: Iterable[Any], *, experiment: str = "08_bits") -> tuple[RunSettings, ...]:
+        """The frozen base on source validation clips, once for each of `bases` (`vqlora.bit_study.Base`)."""
+        same = {"experiment": experiment, "arm": "frozen", "domain": "source", "learning_rate": 0.0,
+                "steps": 0, "train_clips": 1, "eval_clips": self.source_clips, "eval_part": "val"}
+        return tuple(RunSettings(**same, label=base.label, bits=base.bits, base=base.source, seed=base.seed)
+                     for base in bases)
+
+    def tuned_runs(self, learning_rates: Mapping[str, float], bases: Iterable[Any], *, sweep: bool = False,
+                   experiment: str = "08_bits") -> tuple[RunSettings, ...]:
+        """Every arm on every domain with every seed, from the base in its bits; or the sweep before it."""
+        sources = {base.label: base.source for base in bases if base.seed == 0}
+        lacking = sorted({arm.label or "none" for arm in self.arms} - set(sources))
+        if lacking:
+            raise ValueError(f"arms: label {lacking[0]!r} is no base; allowed: {', '.join(sources)}")
+        how = {"base": "", "experiment": experiment}
+        runs = self.sweep_runs(**how) if sweep else self.runs(learning_rates, **how)
+        return tuple(run.model_copy(update={"base": sources[run.label]}) for run in runs)
+
+
 class Profile(Settings):
     """A named set of settings for the whole chain of notebooks; a profile is a file."""
 
@@ -187,14 +220,19 @@ class Profile(Settings):
     main: MainSettings
     frames: FramesSettings                                   # of notebook 07
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
+    bits: BitsSettings                                       # of notebook 08
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
     expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        for label, part in (("main", self.main), ("ranks", self.ranks)):
+        for label, part in (("main", self.main), ("ranks", self.ranks), ("bits", self.bits)):
             if part is not None:
                 self._check_domains(label, part)
+        wanted, have = self.bits.source_clips + self.bits.calibration_clips, self.data.domains.get("source")
+        if have is None or wanted > have.val:
+            raise ValueError(f"bits.source_clips: with calibration_clips {wanted}, more than "
+                             f"data.domains.source.val ({have.val if have else 0})")
         trained = (*self.frames.domains, *self.frames.per_policy_domains)
         for domain in (*trained, *self.frames.untrained):
             have = self.data.domains.get(domain, PartCounts())

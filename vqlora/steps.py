@@ -26,12 +26,13 @@ from vqlora.store import whole_file
 
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
-         "06_ranks": ("01_data",), "07_frames": ("01_data",), "13_architectures": (),
-         "90_figures": ("01_data", "02_base", "03_main", "07_frames"),
-         "91_tables": ("01_data", "02_base", "03_main", "07_frames", "13_architectures")}
+         "06_ranks": ("01_data",), "07_frames": ("01_data",), "08_bits": ("01_data",), "13_architectures": (),
+         "90_figures": ("01_data", "02_base", "03_main", "07_frames", "08_bits"),
+         "91_tables": ("01_data", "02_base", "03_main", "07_frames", "08_bits", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
-         "06_ranks": {"name", "data", "base", "ranks"}, "07_frames": {"name", "data", "base", "frames"}}
+         "06_ranks": {"name", "data", "base", "ranks"}, "07_frames": {"name", "data", "base", "frames"},
+         "08_bits": {"name", "data", "base", "bits"}}
 SECTIONS = {"06_ranks": "ranks"}                             # a profile without it leaves the notebook out
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
@@ -251,8 +252,9 @@ def _tree(folder: Path) -> list[list[str]]:
 
 
 def _inputs(here: Here) -> list[Path]:
-    """Files beside code that results depend on: weights and tables in the package, swept rates, styles."""
+    """Files beside code that results depend on: weights and tables in the package, tables kept, styles."""
     paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
-    paths += [*(here.root / "results" / name for name in ("lr.csv", "03_main/sweep.csv")),
+    read = ("lr.csv", "03_main/sweep.csv", "08_bits/swept.csv", "08_bits/sizes.csv", "08_bits/stated.csv")
+    paths += [*(here.root / "results" / name for name in read),
               *(here.root / "figures").glob("*.mplstyle")]
     return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]

@@ -140,13 +140,13 @@ def measure(model: nn.Module, settings: Settings) -> dict[str, int]:
     peak = step_bytes(step, device)
     found = {"resident peak": resident_peak_bytes()}
     optimizer.zero_grad(set_to_none=True)
-    followed = follow_training(model, batch, autocast=half, update=update)
+    followed = follow_training(model, batch, autocast=half, update=update, device=device.type)
     found |= _report("training", TRAINING, {**static, "optimizer": state}, followed.parts, peak)
     model.eval()
     peak = step_bytes(lambda: _generate(model, batch, settings.answer), device)
-    grown = [follow_prefill(model, batch, settings.answer)]
+    grown = [follow_prefill(model, batch, settings.answer, device=device.type)]
     if settings.answer > 1:
-        grown.append(follow_last_token(model, batch))
+        grown.append(follow_last_token(model, batch, device=device.type))
     most = max(grown, key=lambda part: part.peak_bytes)
     found |= _report("generation", INFERENCE, static, most.parts, peak)
     return {**found, "step FLOPs": followed.flops, "token FLOPs": grown[-1].flops}

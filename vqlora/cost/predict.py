@@ -87,7 +87,8 @@ def predict_training(made: Made, settings: Settings) -> tuple[dict[str, int], Fo
     def look() -> None:
         have.extend(p.grad for p in trained if p.grad is not None)
 
-    step = follow_training(model.train(), batch, autocast=half, shapes=made.shapes, update=look)
+    how = {"shapes": made.shapes, "device": settings.device}
+    step = follow_training(model.train(), batch, autocast=half, update=look, **how)
     gradients = sum(grad.numel() * grad.element_size() for grad in have)
     if step.peak_bytes < gradients + update:  # the optimizer's own step is the peak
         step = Followed({"gradients": gradients, "working": update}, step.flops)
@@ -98,9 +99,10 @@ def predict_generation(made: Made, settings: Settings) -> tuple[dict[str, int], 
     """Bytes held throughout, and what reading the prompt or giving the last token adds; FLOPs of a token."""
     model = made.of(settings)
     batch = make_batch(model, settings)
-    steps = [follow_prefill(model.eval(), batch, settings.answer, made.shapes)]
+    how = {"shapes": made.shapes, "device": settings.device}
+    steps = [follow_prefill(model.eval(), batch, settings.answer, **how)]
     if settings.answer > 1:
-        steps.append(follow_last_token(model, batch, made.shapes))
+        steps.append(follow_last_token(model, batch, **how))
     most = max(steps, key=lambda step: step.peak_bytes)
     return static_parts(model, batch, settings.full), Followed(most.parts, steps[-1].flops)
 

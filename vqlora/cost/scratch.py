@@ -1,6 +1,7 @@
 """Memory that an operation takes inside itself, where it is large: what `vqlora.cost.follow` cannot see.
 
 Read off the kernels of torch 2.13 and bitsandbytes 0.50 for the CPU; their CUDA kernels take as much or less.
+What is copied for oneDNN alone is not counted for CUDA.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from torch import Tensor
 from vqlora.quantize import BLOCK
 
 
-def scratch_bytes(func, args: tuple, out: object) -> int:
+def scratch_bytes(func, args: tuple, out: object, device: str = "cpu") -> int:
     """Bytes beyond arguments and result that `func(*args) -> out` holds at once; 0 where that is little."""
-    rule = _rules().get(func)
+    rule = _rules().get(func) if device == "cpu" or func is not torch.ops.aten.bmm.default else None
     return max(0, rule(args, out)) if rule is not None else 0
 
 
@@ -35,6 +36,18 @@ def _int8_rows(args, out) -> int:
     return 8 * args[0].numel() - args[0].numel()
 
 
+def _bmm(args, out) -> int:
+    """Operands [B, m, n] in bfloat16 that oneDNN cannot take as they lie and copies: a head's weight that is
+    broadcast over the rows of a batch, say, whenever the last token alone is asked for."""
+    half = (tensor for tensor in args[:2] if tensor.dtype == torch.bfloat16)
+    return sum(_bytes(tensor) for tensor in half if not _lies_plainly(tensor))
+
+
+def _lies_plainly(tensor: Tensor) -> bool:
+    _, rows, columns = tensor.shape
+    return tensor.is_contiguous() or tensor.stride() == (rows * columns, 1, rows)
+
+
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -42,6 +55,7 @@ def _bytes(tensor: Tensor) -> int:
 def _rules() -> dict:
     bnb = torch.ops.bitsandbytes
     return {
+        torch.ops.aten.bmm.default: _bmm,
         bnb.gemm_4bit.default: _gemm_4bit,
         bnb.int8_scaled_mm.default: _int8_mm,
         bnb.int8_vectorwise_quant.default: _int8_rows,

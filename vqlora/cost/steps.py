@@ -6,6 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +49,14 @@ def follow_training(
     autocast: bool = False,
     shapes: Shapes | None = None,
     update: Callable[[], object] = lambda: None,
+    device: str = "cpu",
 ) -> Followed:
     """Follow one training step of a model in training mode; its gradients are dropped afterwards.
 
-    shapes: for a model made there. update: what the optimizer does behind the backward.
+    shapes: for a model made there. update: what the optimizer does behind the backward. device: whose scratch
+    memory counts, as for the next two.
     """
-    with _follow(model, shapes) as seen:
+    with _follow(model, shapes, device) as seen:
         training_step(model, batch, autocast=autocast, seen=seen)
         seen.phase = "update"
         update()
@@ -63,10 +66,14 @@ def follow_training(
 
 @torch.no_grad()
 def follow_prefill(
-    model: nn.Module, batch: Mapping[str, Tensor], answer: int, shapes: Shapes | None = None
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    answer: int,
+    shapes: Shapes | None = None,
+    device: str = "cpu",
 ) -> Followed:
     """Follow the forward that reads the prompt and its frames and fills the cache."""
-    with _follow(model, shapes) as seen:
+    with _follow(model, shapes, device) as seen:
         cache = _prefill(model, prompt_only(batch, answer))
         seen.tag(cached(cache), "cache")
     return Followed(seen.peak_parts(), seen.flops.total())
@@ -74,11 +81,11 @@ def follow_prefill(
 
 @torch.no_grad()
 def follow_last_token(
-    model: nn.Module, batch: Mapping[str, Tensor], shapes: Shapes | None = None
+    model: nn.Module, batch: Mapping[str, Tensor], shapes: Shapes | None = None, device: str = "cpu"
 ) -> Followed:
     """Follow the forward that gives the last token of the answers, behind a cache of all before it."""
     before = prompt_only(batch, 2)  # one is fed now, and the last is not fed again
-    with _follow(model, shapes) as seen:
+    with _follow(model, shapes, device) as seen:
         cache = _prefill(model, before)
         seen.tag(cached(cache), "cache")
         seen.phase = "decode"
@@ -87,8 +94,8 @@ def follow_last_token(
     return Followed(seen.peak_parts("decode"), seen.flops["decode"])
 
 
-def _follow(model: nn.Module, shapes: Shapes | None) -> Follow:
-    return Follow(model, vocabulary_size(model), scratch_bytes, shapes)
+def _follow(model: nn.Module, shapes: Shapes | None, device: str) -> Follow:
+    return Follow(model, vocabulary_size(model), partial(scratch_bytes, device=device), shapes)
 
 
 def _prefill(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
