@@ -11,7 +11,8 @@ import vqlora
 from vqlora.cost import step_bytes
 from vqlora.modalities import describe, target_modules
 from vqlora.quantize import load_quantized
-from vqlora.step.attention import recomputed_attention
+from vqlora.step import attention
+from vqlora.step.attention import lean_attention
 from vqlora.zoo import ZOO, tiny_batch, tiny_model
 
 DECODERS = [name for name in ZOO if name != "xclip"]
@@ -240,8 +241,10 @@ def test_a_step_holds_less_memory():
         assert step_bytes(lambda: step(model, batch)) < 0.7 * plain
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("causal, masked, heads", [(True, False, 4), (False, True, 2), (False, False, 4)])
-def test_recomputed_attention_is_attention(causal, masked, heads):
+def test_lean_attention_is_attention(causal, masked, heads, fused, monkeypatch):
+    monkeypatch.setattr(attention, "_FUSED", (torch.float32,) if fused else ())
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, h, 300, 8, generator=rng).requires_grad_() for h in (4, heads, heads))
     mask = None
@@ -254,7 +257,7 @@ def test_recomputed_attention_is_attention(causal, masked, heads):
     grad = torch.randn(2, 300, 4, 8, generator=rng)
     if masked:
         grad[0, :7] = 0  # nobody reads them
-    out, _ = recomputed_attention(module, q, k, v, mask, scaling=0.3)
+    out, _ = lean_attention(module, q, k, v, mask, scaling=0.3)
     found = out, *torch.autograd.grad(out, (q, k, v), grad)
     bias = torch.zeros(300, 300)
     if causal or masked:

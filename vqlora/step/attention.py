@@ -1,11 +1,11 @@
-"""Attention that keeps neither scores nor probabilities: they are made again in backward.
+"""Attention for training on a CPU that keeps q, k and v only, each key head once however many share it.
 
-Registered with transformers as an attention implementation like any other, for training on the CPU, where
-torch's fused kernel is slow in bfloat16 and the written-out one keeps [B, H, L, S] for every layer. Queries
-go in blocks, and a block looks at no key behind the last one that its mask allows: half of a causal layer's
-work. What is no training (and attention dropout) goes to torch's own.
+Registered with transformers as an attention implementation like any other. In float32 torch's fused kernel
+does the work. In bfloat16 that one is slow, and the written-out one keeps [B, H, L, S] for every layer: here
+probabilities are made again in backward, queries go in blocks, and a block looks at no key behind the last
+one that its mask allows, half of a causal layer's work. Evaluation and attention dropout go to torch's own.
 
-    out = softmax(scale · q kᵀ + mask) v        kept: q, k, v      (Rabe and Staats 2021, arXiv:2112.05682)
+    out = softmax(scale · q kᵀ + mask) v       kept: q, k, v       (Rabe and Staats 2021, arXiv:2112.05682)
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "vqlora_recomputed"
-BLOCK = 256  # queries
+NAME = "vqlora_lean"
+BLOCK = 128  # queries
+_FUSED = (torch.float32, torch.float64)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -48,6 +49,38 @@ class _Recomputed(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None, None
 
 
+class _Fused(torch.autograd.Function):
+    """torch's fused kernel for the CPU, with keys and values kept once for the G heads that share them."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, causal: bool, scale: float) -> Tensor:
+        if mask is not None:  # the least number and not -inf: a row that sees nothing stays a number
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
+        wide = q.flatten(1, 2), *_widen(q, k, v)
+        out, sums = _flash(*wide, 0.0, causal, attn_mask=mask, scale=scale)
+        ctx.save_for_backward(q, k, v, mask, out, sums)
+        ctx.causal, ctx.scale = causal, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, mask, out, sums = ctx.saved_tensors
+        wide = q.flatten(1, 2), *_widen(q, k, v)
+        grads = _flash_backward(grad, *wide, out, sums, 0.0, ctx.causal, attn_mask=mask, scale=ctx.scale)
+        of_q, of_k, of_v = (g.view(len(q), q.shape[1], q.shape[2], -1, q.shape[-1]) for g in grads)
+        return of_q, of_k.sum(dim=2), of_v.sum(dim=2), None, None, None
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _widen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """k and v [B, K·G, S, D] for each query head."""
+    shape = (*q.shape[:3], *k.shape[2:])
+    return tuple(x[:, :, None].expand(shape).reshape(shape[0], -1, *shape[3:]) for x in (k, v))
+
+
 def _blocks(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool):
     """(row, block of queries, number of keys it may look at)."""
     length, keys = q.shape[3], k.shape[2]
@@ -76,7 +109,7 @@ def _probabilities(q, k, mask, row, block, causal, scale) -> Tensor:
     return torch.softmax(scores.view(heads, group * length, seen), dim=-1)
 
 
-def recomputed_attention(
+def lean_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -103,11 +136,12 @@ def recomputed_attention(
     batch, heads, length, width = query.shape
     grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], length, width)
     scale = width**-0.5 if scaling is None else scaling
-    out = _Recomputed.apply(grouped, key, value, attention_mask, causal, scale)
+    kernel = _Fused if query.dtype in _FUSED and query.device.type == "cpu" else _Recomputed
+    out = kernel.apply(grouped, key, value, attention_mask, causal, scale)
     return out.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
 def register() -> None:
     """Make transformers know the function and the kind of mask that it wants."""
-    AttentionInterface.register(NAME, recomputed_attention)
+    AttentionInterface.register(NAME, lean_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

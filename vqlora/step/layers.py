@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vqlora.adapter.layer import GatedUpdate
 from vqlora.held import Linear16
+from vqlora.step.again import recipe
 from vqlora.step.products import adapted, is_frozen, low_rank
 
 # Names of layers of one module that read the same rows. A layer that reads other rows after all (keys of a
@@ -122,7 +123,7 @@ class _Shared:
             after = [other for other in after if other is layer or _one_adapter(other) == name]
             self.input, self.cast = weakref.ref(x), x.to(dtype)
             with torch.autocast(x.device.type, enabled=False):
-                parts = low_rank(self.cast, [other.lora_A[name].weight for other in after])
+                parts = low_rank(self.cast, [other.lora_A[name].weight for other in after], recipe(x))
             self.low = dict(zip(after, parts, strict=True))
         cast, low = self.cast, self.low.pop(layer)
         if not self.low:

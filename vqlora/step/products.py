@@ -16,33 +16,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqlora.step.again import recipe
+
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, *a: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, x: Tensor, made, *a: Tensor) -> tuple[Tensor, ...]:
         stacked = torch.cat(a) if len(a) > 1 else a[0]
-        ctx.save_for_backward(x, *a)
+        ctx.function, inputs = made
+        ctx.count, ctx.dtype = len(inputs), x.dtype
+        ctx.save_for_backward(*inputs, *a)
         low = F.linear(x.to(stacked.dtype), stacked)
         return tuple(part.contiguous() for part in low.split([len(one) for one in a], dim=-1))
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        x, *a = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        inputs, a = saved[: ctx.count], saved[ctx.count :]
+        x = ctx.function(*inputs).to(ctx.dtype)
         stacked = torch.cat(a) if len(a) > 1 else a[0]
         grad = torch.cat([g.reshape(-1, g.shape[-1]) for g in grads], dim=-1)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ stacked).to(x.dtype).view(x.shape)
         of_all = grad.T @ x.reshape(-1, x.shape[-1]).to(grad.dtype)
-        return grad_x, *of_all.split([len(one) for one in a])
+        return grad_x, None, *of_all.split([len(one) for one in a])
 
 
-def low_rank(x: Tensor, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def low_rank(x: Tensor, a: Sequence[Tensor], made=None) -> tuple[Tensor, ...]:
     """A x [.., r] for each A [r, d_in] of the adapters that read the same x [.., d_in], in one product.
 
-    In the dtype of A; x is widened to it for the moment of the product, not kept so.
+    In the dtype of A; x is widened to it for the moment of the product, not kept so. made: how x can be made
+    again (`vqlora.step.again.recipe`): then what it is made of is kept in its place.
     """
-    return _LowRank.apply(x, *a)
+    return _LowRank.apply(x, recipe(x) if made is None else made, *a)
 
 
 class _Adapted(torch.autograd.Function):
@@ -67,7 +74,8 @@ class _Adapted(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_low = (rows @ b.to(grad.dtype)).to(low.dtype).mul_(scale).view(low.shape)
         if ctx.needs_input_grad[2]:
-            grad_b = (rows.T @ low.to(grad.dtype).view(len(rows), -1)).to(b.dtype).mul_(scale)
+            # short rows times long ones: several times faster than the other way round
+            grad_b = (low.to(grad.dtype).view(len(rows), -1).T @ rows).T.to(b.dtype) * scale
         return grad_x, grad_low, grad_b, None, None, None, None
 
 

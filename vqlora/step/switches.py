@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vqlora.quantize import close_packing_trap
-from vqlora.step import attention as recomputed
+from vqlora.step import attention as lean_attention
+from vqlora.step.again import Recomputed
 from vqlora.step.head import CHUNK, LabelHead
 from vqlora.step.layers import LeanLayers
 from vqlora.step.towers import FrozenTowers, InputGradients, frozen_parts
@@ -67,6 +68,7 @@ def lean_step(
     adapters: bool = True,
     share: bool = True,
     unpack: bool = True,
+    again: bool = True,
     frozen: bool = True,
     below: bool = True,
     cache: bool = True,
@@ -83,11 +85,13 @@ def lean_step(
     adapters: low-rank updates without float32 copies of their inputs, W unpacked by need.
     share: layers that read the same rows (q, k, v) share one low-rank product.
     unpack: in checkpointed blocks, a 4-bit weight is unpacked twice and not three times.
+    again: outputs of norms, activations and gated units are made again in backward and not kept.
     frozen: towers without adapters keep no graph.
     below: nor do layers below the first adapter, where checkpointing would make them.
     cache: no key/value cache while training.
-    attention: "recomputed" keeps no scores (`vqlora.step.attention`); "eager" or "sdpa" as in transformers;
-        "auto" is recomputed on a CPU and leaves CUDA to its fused kernels; "keep" changes nothing.
+    attention: "lean" is the faster one for the dtype on a CPU, keeping no scores and keys once
+        (`vqlora.step.attention`); "eager" or "sdpa" as in transformers; "auto" is lean on a CPU and leaves
+        CUDA to its fused kernels; "keep" changes nothing.
     features: folder that keeps features of frozen towers by content, from epoch to epoch.
 
     Raises ValueError for an unknown attention, and where the model's step is lean already.
@@ -99,13 +103,14 @@ def lean_step(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if _ON_MODEL in vars(base):
         raise ValueError(f"{type(base).__name__}: its step is lean already; call .off() on what made it so")
-    if attention not in ("auto", "keep", "eager", "sdpa", "recomputed"):
-        raise ValueError(f"attention: {attention!r}; allowed: auto, keep, eager, sdpa, recomputed")
+    if attention not in ("auto", "keep", "eager", "sdpa", "lean"):
+        raise ValueError(f"attention: {attention!r}; allowed: auto, keep, eager, sdpa, lean")
     close_packing_trap(base)
     lean = LeanStep(base)
     try:
         _switch_head(lean, base, labels, chunk)
         _switch_layers(lean, base, adapters, share, unpack)
+        _switch_units(lean, base, again)
         _switch_graph(lean, base, frozen, below, features)
         _switch_cache(lean, base, cache)
         _switch_attention(lean, base, attention)
@@ -142,6 +147,14 @@ def _switch_layers(lean: LeanStep, base: nn.Module, adapters: bool, share: bool,
     lean._undo.append(hook.remove)
 
 
+def _switch_units(lean: LeanStep, base: nn.Module, again: bool) -> None:
+    units = Recomputed(base) if again else None
+    count = len(units.patched) if again else 0
+    why_not = None if count else "no frozen norms or activations"
+    if lean._set("again", again, why_not, f"{count} norms, activations and gated units"):
+        lean._undo.append(units.off)
+
+
 def _switch_graph(lean: LeanStep, base: nn.Module, frozen: bool, below: bool, features) -> None:
     parts = frozen_parts(base)
     why_not = None if parts else "every tower learns, or the architecture is not described"
@@ -171,7 +184,7 @@ def _switch_cache(lean: LeanStep, base: nn.Module, cache: bool) -> None:
 
 def _switch_attention(lean: LeanStep, base: nn.Module, asked: str) -> None:
     cuda = any(p.device.type == "cuda" for p in base.parameters())
-    chosen = {"auto": "keep" if cuda else "recomputed"}.get(asked, asked)
+    chosen = {"auto": "keep" if cuda else "lean"}.get(asked, asked)
     models = [m for m in base.modules() if isinstance(m, PreTrainedModel)]
     models = [m for m in models if m._can_set_attn_implementation()]
     why_not = None if models else "its attention is its own"
@@ -179,7 +192,7 @@ def _switch_attention(lean: LeanStep, base: nn.Module, asked: str) -> None:
         why_not = "fused kernels are fast on CUDA" if asked == "auto" else "asked for"
     if not lean._set("attention", True, why_not, chosen):
         return
-    recomputed.register()
+    lean_attention.register()
     before = {id(m.config): (m.config, m.config._attn_implementation) for m in models}
 
     def attend(names: dict[int, str]) -> None:
@@ -187,5 +200,5 @@ def _switch_attention(lean: LeanStep, base: nn.Module, asked: str) -> None:
         for key, (config, _) in before.items():
             config._attn_implementation_internal = names[key]
 
-    attend(dict.fromkeys(before, recomputed.NAME if chosen == "recomputed" else chosen))
+    attend(dict.fromkeys(before, lean_attention.NAME if chosen == "lean" else chosen))
     lean._undo.append(lambda: attend({key: name for key, (_, name) in before.items()}))
