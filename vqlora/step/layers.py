@@ -45,7 +45,8 @@ class LeanLayers:
             if hasattr(block, "gradient_checkpointing"):
                 blocks.update((module, weakref.ref(block)) for module in block.modules())
         for module in model.modules():
-            if isinstance(module, LoraLayer) and self.why_not_layer(module) is None:
+            free = "forward" not in vars(module)  # a head at label positions, or hooks of accelerate
+            if isinstance(module, LoraLayer) and free and self.why_not_layer(module) is None:
                 module.forward = partial(self._forward, module, blocks.get(module))
                 self.patched[module] = _Shared([module])
         for parent in model.modules():

@@ -52,7 +52,8 @@ def frozen_parts(model: nn.Module) -> dict[str, nn.Module]:
     for name in (*known.vision, *known.audio, *known.fusion) if known is not None else ():
         part = model.get_submodule(name)
         list_of_parts = type(part) in (nn.ModuleList, nn.Sequential)  # called one by one
-        if not list_of_parts and not any(p.requires_grad for p in part.parameters()):
+        free = not list_of_parts and "forward" not in vars(part)
+        if free and not any(p.requires_grad for p in part.parameters()):
             found[name] = part
     return found
 
