@@ -3,6 +3,7 @@
 import pytest
 
 from vqlora.cost.bench import bench, measure_arm
+from vqlora.cost.bench_pairs import measure_pairs, pair_table
 from vqlora.cost.bench_tables import costs, growth, judge_claims, ratios
 from vqlora.zoo import tiny_model
 
@@ -61,3 +62,14 @@ def test_claims_get_verdicts():
     assert slower.verdict == "denied" and slower.measured == pytest.approx(0.5)
     assert found.loc["adapters are 1-5% of the base", "measured"] == 0.05
     assert judge_claims(costs([qlora])).empty
+
+
+def test_pairs_are_plain_and_lean_steps_of_one_model(tmp_path):
+    model = tiny_model("smolvlm")
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(tmp_path / "tiny")
+    found = measure_pairs(tmp_path / "tiny", pairs=2, frames=2)
+    assert len(found["pairs_s"]) == 2 and all(s > 0 for pair in found["pairs_s"] for s in pair)
+    rows = [{"model": "m", "frames": 8, "rank": 8, "pairs_s": [[2.0, 1.0], [4.0, 3.0], [1.0, 0.6]]}]
+    table = pair_table(rows).iloc[0]
+    assert (table["median"], table.low, table.high, table.pairs) == (0.6, 0.5, 0.75, 3)

@@ -143,9 +143,11 @@ def _bench_options(part: argparse.ArgumentParser) -> None:
     add("--ranks", nargs="+", type=int, default=[8], metavar="R", help="of every adapted layer (default: 8)")
     add("--rounds", type=int, default=3, metavar="N", help="pairs of measurements (default: 3)")
     add("--steps", type=int, default=3, metavar="N", help="timed in each process (default: 3)")
+    add("--pairs", type=int, default=5, metavar="N",
+        help="plain and lean steps in turn in one process, whose times are compared (default: 5)")
     add("--batch", type=int, default=1, metavar="B", help="clips (default: 1)")
     add("--work", type=Path, default=Path("build/bench"), metavar="DIR", help="checkpoints are made there")
-    add("--csv", type=Path, metavar="DIR", help="write costs.csv, ratios.csv, growth.csv, claims.csv there")
+    add("--csv", type=Path, metavar="DIR", help="write each table there")
     part.set_defaults(command=_bench)
 
 
@@ -262,13 +264,18 @@ def _plan(chosen: argparse.Namespace) -> int:
 
 def _bench(chosen: argparse.Namespace) -> int:
     from vqlora.cost.bench import bench
+    from vqlora.cost.bench_pairs import bench_pairs, pair_table
     from vqlora.cost.bench_tables import show, tables
     try:
         rows = bench(chosen.arms, model=chosen.model, frames=chosen.frames, ranks=chosen.ranks,
                      rounds=chosen.rounds, steps=chosen.steps, batch=chosen.batch, work=chosen.work, say=say)
+        found = tables(rows)
+        if chosen.pairs:
+            paired = bench_pairs(model=chosen.model, frames=chosen.frames, pairs=chosen.pairs,
+                                 batch=chosen.batch, work=chosen.work, say=say)
+            found["pairs"] = pair_table(paired)
     except KeyError as fault:
         raise ConfigError(str(fault.args[0])) from fault
-    found = tables(rows)
     for name, table in found.items() if chosen.csv else ():
         from vqlora.runs import write_csv
         write_csv(chosen.csv / f"{name}.csv", table)

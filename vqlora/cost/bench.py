@@ -213,7 +213,8 @@ def bench(
 
 
 def elsewhere(source: Path, wanted: dict, timeout_s: float) -> dict:
-    """What `measure_arm` (or `measure_inference`, where `wanted` names bits) says in a process of its own."""
+    """What `measure_arm` says in a process of its own; `measure_inference` where `wanted` names bits,
+    `measure_pairs` where it names pairs."""
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "vqlora.cost.bench", str(source), json.dumps(wanted)]
@@ -232,6 +233,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if "bits" in chosen.settings:
         from vqlora.cost.bench_inference import measure_inference as measured
+    elif "pairs" in chosen.settings:
+        from vqlora.cost.bench_pairs import measure_pairs as measured
     else:
         measured = measure_arm
     print(json.dumps(measured(source=chosen.source, **chosen.settings)))

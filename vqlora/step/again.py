@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 _RECIPE = "_vqlora_recipe"
+_ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 _GATED_UNIT = "self.down_proj(self.act_fn(self.gate_proj({x})) * self.up_proj({x}))"
 
 
@@ -43,7 +44,10 @@ def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     function: deterministic, and what it closes over does not learn.
     """
-    out = _Again.apply(function, *inputs)
+    return _remember(_Again.apply(function, *inputs), function, *inputs)
+
+
+def _remember(out: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     setattr(out, _RECIPE, (function, inputs))
     return out
 
@@ -65,8 +69,10 @@ class Recomputed:
         for module in model.modules():
             if _is_gated_unit(module):
                 self._patch(module, partial(_gated_unit, module))
-            elif _is_pointwise(module):
-                self._patch(module, partial(_pointwise, module))
+            elif _is_frozen_leaf(module) and _is_norm(module):
+                self._patch(module, partial(_norm, module))
+            elif _is_frozen_leaf(module) and type(module).__module__ in _ACTIVATIONS:
+                self._patch(module, partial(_activation, module))
 
     def off(self) -> None:
         for module in self.patched:
@@ -79,11 +85,17 @@ class Recomputed:
             self.patched.append(module)
 
 
-def _pointwise(module: nn.Module, *args, **kwargs) -> Tensor:
+def _norm(module: nn.Module, *args, **kwargs) -> Tensor:
     plain = partial(type(module).forward, module)
     if len(args) != 1 or kwargs or not _keeps_graph(module, args[0]):
         return plain(*args, **kwargs)
     return again(plain, args[0])
+
+
+def _activation(module: nn.Module, x: Tensor) -> Tensor:
+    """As it is, for its own backward starts from x; only who reads the result need not keep it."""
+    plain = partial(type(module).forward, module)
+    return _remember(plain(x), plain, x) if _keeps_graph(module, x) else plain(x)
 
 
 def _gated_unit(module: nn.Module, x: Tensor) -> Tensor:
@@ -114,12 +126,12 @@ def _is_gated_unit(module: nn.Module) -> bool:
     return lines in ([f"return {formula}"], [f"down_proj = {formula}", "return down_proj"])
 
 
-def _is_pointwise(module: nn.Module) -> bool:
-    """A norm or an activation, stateless and frozen."""
-    cls = type(module)
-    norm = "Norm" in cls.__name__ and not isinstance(module, nn.modules.batchnorm._NormBase)
-    activation = cls.__module__ in ("transformers.activations", "torch.nn.modules.activation")
-    random = isinstance(module, nn.MultiheadAttention | nn.RReLU)
-    if not (norm or activation) or random or any(True for _ in module.children()):
-        return False
-    return not any(p.requires_grad for p in module.parameters())
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm without running statistics."""
+    return "Norm" in type(module).__name__ and not isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def _is_frozen_leaf(module: nn.Module) -> bool:
+    """Whether the module holds no others, learns nothing and does not draw numbers."""
+    leaf = not any(True for _ in module.children()) and not isinstance(module, nn.RReLU)
+    return leaf and not any(p.requires_grad for p in module.parameters())
