@@ -48,7 +48,7 @@ def test_growth_finds_the_exponent():
     rows = [row("lean", [0.5 * frames**1.5], peak=3 * frames, frames=frames) for frames in (4, 8, 16, 32)]
     found = growth(costs(rows), "frames").set_index("what")
     assert found.loc["cpu_s", "exponent"] == pytest.approx(1.5)
-    assert found.loc["peak_bytes", "exponent"] == pytest.approx(1.0) and found.r2.min() > 0.97
+    assert found.loc["peak_bytes", "exponent"] == pytest.approx(1.0) and found.r2.min() > 0.9
     with pytest.raises(KeyError, match="along: 'bits'; allowed: frames, rank"):
         growth(costs(rows), "bits")
 
