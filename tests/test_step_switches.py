@@ -151,7 +151,7 @@ def test_an_adapted_head_learns_from_label_positions():
         assert_same(plain, step(model, batch), 2e-4)
 
 
-def test_dropout_leaves_layers_to_peft():
+def test_dropout_draws_what_it_drew():
     model = plain_model("smolvlm", lora_dropout=0.5)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -159,7 +159,8 @@ def test_dropout_leaves_layers_to_peft():
     batch = tiny_batch("smolvlm", model.get_base_model())
     torch.manual_seed(0)
     plain = step(model, batch)
-    with vqlora.lean_step(model):
+    with vqlora.lean_step(model) as lean:
+        assert not lean.switches["share"].on
         torch.manual_seed(0)
         assert_same(plain, step(model, batch), 2e-4)
 

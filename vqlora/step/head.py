@@ -35,6 +35,7 @@ class LabelHead:
         self.chunked = chunk > 0 and self.plain_loss is ForCausalLMLoss
         self.labels: Tensor | None = None  # of the current forward, where its head is to be short
         self.targets: Tensor | None = None  # [n]
+        self.deferred = False  # to `_loss`, which makes logits in chunks
         self.rows: Tensor | None = None  # what the head gave: logits [n, V], or hidden rows [n, D]
         self.head.forward = self._short
         model.loss_function = self._loss

@@ -1,7 +1,7 @@
 """peft's LoRA layers, stock or gated, computed by `vqlora.step.products` while they train.
 
 A layer's `forward` is replaced on the instance; whatever it does not know (a merged or disabled adapter,
-several at once, DoRA, dropout that is on) goes the way of the layer's own class, call by call.
+several at once, evaluation) goes the way of the layer's own class, call by call.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LeanLayers:
         for parent in model.modules():
             for names in _TOGETHER if share else ():
                 layers = [getattr(parent, name, None) for name in names]
-                layers = [layer for layer in layers if layer in self.patched]
+                layers = [layer for layer in layers if layer in self.patched and not _drops(layer)]
                 if len({layer.in_features for layer in layers}) == 1:
                     self.patched.update(dict.fromkeys(layers, _Shared(layers)))
 
@@ -92,7 +92,13 @@ class LeanLayers:
         changed = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
         own = type(base) in _OWN_PRODUCT and not changed
         keep = self.unpack and block is not None and block.gradient_checkpointing and block.training
-        cast, low = self.patched[layer].of(layer, name, x, _compute_dtype(base, x) if own else x.dtype)
+        compute = _compute_dtype(base, x) if own else x.dtype
+        if _drops(layer, name):
+            cast = x.to(compute)
+            with torch.autocast(x.device.type, enabled=False):
+                (low,) = low_rank(layer.lora_dropout[name](cast), [layer.lora_A[name].weight])
+        else:
+            cast, low = self.patched[layer].of(layer, name, x, compute)
         if layer.lora_variant.get(name) is not None:
             low = low * layer.gate_of_rows(name, x.shape).to(low)
         b, scale = layer.lora_B[name].weight, layer.scaling[name]
@@ -137,9 +143,13 @@ def _one_adapter(layer: LoraLayer) -> str | None:
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None
     name = layer.active_adapters[0]
-    if name not in layer.lora_A or not layer.training:
-        return None
-    return name if getattr(layer.lora_dropout[name], "p", 0.0) == 0.0 else None
+    return name if name in layer.lora_A and layer.training else None
+
+
+def _drops(layer: LoraLayer, name: str | None = None) -> bool:
+    """Whether an adapter (one of its adapters) draws a dropout of its own rows, which nobody can share."""
+    drops = layer.lora_dropout.values() if name is None else [layer.lora_dropout[name]]
+    return any(getattr(drop, "p", 0.0) > 0 for drop in drops)
 
 
 def _compute_dtype(base: nn.Module, x: Tensor) -> torch.dtype:

@@ -59,7 +59,7 @@ class _Adapted(torch.autograd.Function):
         y = frozen_product(x, weight, bias, kept)
         if low is not None:
             rows = y.view(-1, y.shape[-1])
-            rows.addmm_(low.to(y.dtype).view(-1, low.shape[-1]), b.to(y.dtype).T, alpha=scale)
+            rows.addmm_(low.to(y.dtype).reshape(-1, low.shape[-1]), b.to(y.dtype).T, alpha=scale)
         ctx.save_for_backward(low, b, kept)
         ctx.weight, ctx.scale = weight, scale
         return y
@@ -75,7 +75,7 @@ class _Adapted(torch.autograd.Function):
             grad_low = (rows @ b.to(grad.dtype)).to(low.dtype).mul_(scale).view(low.shape)
         if ctx.needs_input_grad[2]:
             # short rows times long ones: several times faster than the other way round
-            grad_b = (low.to(grad.dtype).view(len(rows), -1).T @ rows).T.to(b.dtype) * scale
+            grad_b = (low.to(grad.dtype).reshape(len(rows), -1).T @ rows).T.to(b.dtype) * scale
         return grad_x, grad_low, grad_b, None, None, None, None
 
 

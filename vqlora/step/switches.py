@@ -77,8 +77,9 @@ def lean_step(
 ) -> LeanStep:
     """Make training steps of `model` (wrapped by peft or not) cheaper at the same mathematics.
 
-    Only training is touched: in eval mode every output is what it was. A switch that is not exact for this
-    model stays off, and says why (`print(lean)`, and once in the log).
+    Only training is touched: in eval mode every output is what it was (attention is torch's own there). A
+    switch that is not exact for this model stays off, and says why (`print(lean)`, and once in the log).
+    Meanwhile `output_attentions` gives none, and the model is neither compiled nor merged.
 
     labels: head and loss at label positions alone; `outputs.logits` is None then. Over large vocabularies in
         chunks of `chunk` logits (0: no chunks).
