@@ -3,14 +3,16 @@
 import pytest
 import torch
 from little_steps import assert_same, checkpointed, plain_model, step
+from peft import AdaLoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import vqlora
 from vqlora.cost import step_bytes
+from vqlora.modalities import target_modules
 from vqlora.step import attention
 from vqlora.step.attention import lean_attention
-from vqlora.zoo import tiny_batch
+from vqlora.zoo import tiny_batch, tiny_model
 
 
 def test_evaluation_sees_all_logits_and_generation_works():
@@ -149,6 +151,17 @@ def test_an_adapted_head_learns_from_label_positions():
     assert any("lm_head" in key for key in plain[1])
     with vqlora.lean_step(model):
         assert_same(plain, step(model, batch), 2e-4)
+
+
+def test_other_methods_are_left_to_peft():
+    base = tiny_model("smolvlm")
+    targets = target_modules(base, ["text"], "attention")
+    model = get_peft_model(base, AdaLoraConfig(total_step=9, init_r=4, target_modules=targets)).train()
+    batch = tiny_batch("smolvlm", base)
+    plain = step(model, batch)
+    with vqlora.lean_step(model) as lean:
+        assert_same(plain, step(model, batch), 2e-4)
+    assert not lean.switches["adapters"].on and "8 left to peft" in lean.switches["adapters"].reason
 
 
 def test_dropout_draws_what_it_drew():

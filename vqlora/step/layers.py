@@ -12,7 +12,9 @@ from functools import partial
 
 import bitsandbytes as bnb
 import torch
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import bnb as bnb_layers
 from torch import Tensor, nn
 
 from vqlora.adapter.layer import GatedUpdate
@@ -29,6 +31,7 @@ _TOGETHER = (
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )
+_FORWARDS = (lora.Linear.forward, bnb_layers.Linear4bit.forward, bnb_layers.Linear8bitLt.forward)
 _OWN_PRODUCT = (bnb.nn.Linear4bit, nn.Linear, Linear16)
 
 
@@ -64,8 +67,8 @@ class LeanLayers:
 
     @staticmethod
     def why_not_layer(layer: LoraLayer) -> str | None:
-        if not isinstance(layer.get_base_layer(), nn.Linear):
-            return "no linear layer"
+        if type(layer).forward not in _FORWARDS:
+            return "no linear layer, or not plain LoRA (AdaLoRA and its like)"
         if not is_frozen(layer.get_base_layer()):
             return "the base layer learns"
         if any(not isinstance(variant, GatedUpdate) for variant in layer.lora_variant.values()):
