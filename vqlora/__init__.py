@@ -20,6 +20,7 @@ _WHERE = {
     "effective_ranks": "adapter",
     "frame_features": "adapter",
     "gates": "adapter",
+    "lean_step": "step",
     "load_quantized": "quantize",
     "merge": "adapter.merge",
     "plan_memory": "cost.plan",

@@ -33,6 +33,11 @@ PLAN_EXAMPLE = """examples:
   vqlora plan path/to/config.json --full --json
 """
 
+BENCH_EXAMPLE = """examples:
+  vqlora bench --frames 4 8 16
+  vqlora bench --model SmolVLM-135M --arms qlora lean full --frames 16 --csv results/bench
+"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
@@ -92,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         "plan", help="memory of fine-tuning and generation, before anything is loaded",
         description="Predict bytes by part from a configuration alone; nothing is loaded, no card is needed.",
         epilog=PLAN_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter))
+    _bench_options(commands.add_parser(
+        "bench", help="what a training step costs by method, measured side by side",
+        description="Time and memory of training steps, each measurement in a process of its own, arms in "
+        "turn; ratios are taken within a round.", epilog=BENCH_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter))
     part = commands.add_parser("select", help="choose frames of a video",
                                description="Print the chosen frames of a video: number, seconds.")
     part.set_defaults(command=_select)
@@ -127,6 +137,23 @@ def _plan_options(part: argparse.ArgumentParser) -> None:
     add("--reserve", default="0", metavar="SIZE", help="of the card, for the driver (default: 0)")
     add("--json", action="store_true", help="print JSON")
     part.set_defaults(command=_plan)
+
+
+def _bench_options(part: argparse.ArgumentParser) -> None:
+    add = part.add_argument
+    add("--model", default="KineVLM", metavar="NAME", help="KineVLM (default) or SmolVLM-135M")
+    add("--arms", nargs="+", default=["qlora", "lean"], metavar="ARM",
+        help="qlora, lean (default both), qlora+ckpt, lean+ckpt, vqlora, lora, full")
+    add("--frames", nargs="+", type=int, default=[8], metavar="T", help="of a clip (default: 8)")
+    add("--ranks", nargs="+", type=int, default=[8], metavar="R", help="of every adapted layer (default: 8)")
+    add("--rounds", type=int, default=3, metavar="N", help="pairs of measurements (default: 3)")
+    add("--steps", type=int, default=3, metavar="N", help="timed in each process (default: 3)")
+    add("--pairs", type=int, default=5, metavar="N",
+        help="plain and lean steps in turn in one process, whose times are compared (default: 5)")
+    add("--batch", type=int, default=1, metavar="B", help="clips (default: 1)")
+    add("--work", type=Path, default=Path("build/bench"), metavar="DIR", help="checkpoints are made there")
+    add("--csv", type=Path, metavar="DIR", help="write each table there")
+    part.set_defaults(command=_bench)
 
 
 def _notebook(chosen: argparse.Namespace) -> int:
@@ -247,6 +274,27 @@ def _plan(chosen: argparse.Namespace) -> int:
     except (ValueError, KeyError) as fault:
         raise ConfigError(str(fault.args[0])) from fault
     print(json.dumps(found.to_dict(), indent=1) if chosen.json else found)
+    return 0
+
+
+def _bench(chosen: argparse.Namespace) -> int:
+    from vqlora.cost.bench import bench
+    from vqlora.cost.bench_pairs import bench_pairs, pair_table
+    from vqlora.cost.bench_tables import show, tables
+    try:
+        rows = bench(chosen.arms, model=chosen.model, frames=chosen.frames, ranks=chosen.ranks,
+                     rounds=chosen.rounds, steps=chosen.steps, batch=chosen.batch, work=chosen.work, say=say)
+        found = tables(rows)
+        if chosen.pairs:
+            paired = bench_pairs(model=chosen.model, frames=chosen.frames, pairs=chosen.pairs,
+                                 batch=chosen.batch, work=chosen.work, say=say)
+            found["pairs"] = pair_table(paired)
+    except KeyError as fault:
+        raise ConfigError(str(fault.args[0])) from fault
+    for name, table in found.items() if chosen.csv else ():
+        from vqlora.runs import write_csv
+        write_csv(chosen.csv / f"{name}.csv", table)
+    print(show(found))
     return 0
 
 
