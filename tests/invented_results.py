@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from invented_bits import write_bits
 from PIL import Image
 
 from vqlora.selection.gains import closed_gap, summary
@@ -17,12 +16,11 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
-    for folder in ("01_data", "02_base", "03_main", "07_frames", "08_bits", "13_architectures"):
+    for folder in ("01_data", "02_base", "03_main", "07_frames", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _data(results / "01_data")
     _frames(results / "07_frames")
-    write_bits(results / "08_bits")
     _architectures(results / "13_architectures")
     pd.DataFrame(
         [

@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 
 from vqlora.files import write_atomic
-from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
 from vqlora.report.keys import (
     format_interval,
@@ -304,7 +303,6 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "sweep": sweep_table,
     "tests": tests_table,
     "textonly": textonly_table,
-    **BIT_TABLES,
 }
 
 
