@@ -1,4 +1,4 @@
-"""What a training step costs under each method, side by side: `vqlora bench`, notebook 04.
+"""What a training step costs under each method, side by side: `vqlora bench`.
 
     rows = bench(["qlora", "lean"], model="SmolVLM-135M", frames=[8, 16], rounds=3, work="build/bench")
 

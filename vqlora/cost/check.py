@@ -195,19 +195,20 @@ def _kinevlm() -> nn.Module:
     return load_base("released")[0]
 
 
-def _smolvlm() -> nn.Module:
-    """A decoder of SmolLM2-135M's published shape behind a small tower; random weights."""
+def smolvlm(image_size: int = 96) -> nn.Module:
+    """SmolLM2-135M's decoder (Allal et al. 2025, arXiv:2502.02737) behind a tower of 3M parameters; random
+    weights. Frames of `image_size` pixels a side, (image_size / 48) ** 2 tokens each."""
     text = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
             "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49280,
-            "tie_word_embeddings": True}  # fmt: skip
+            "max_position_embeddings": 8192, "tie_word_embeddings": True}  # fmt: skip
     vision = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 3,
-              "image_size": 96, "patch_size": 16}  # fmt: skip
+              "image_size": image_size, "patch_size": 16}  # fmt: skip
     config = SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=3, tie_word_embeddings=True,
                            image_token_id=49152)  # fmt: skip
     return SmolVLMForConditionalGeneration(config)
 
 
-MODELS: Mapping[str, Callable[[], nn.Module]] = {"KineVLM": _kinevlm, "SmolVLM-135M": _smolvlm}
+MODELS: Mapping[str, Callable[[], nn.Module]] = {"KineVLM": _kinevlm, "SmolVLM-135M": smolvlm}
 _SHOWN = ("bits", "full", "frames", "prompt", "answer", "batch", "gradient_checkpointing", "dtype",
           "optimizer")  # fmt: skip
 _DEFAULTS = {key: plan_memory.__kwdefaults__[key] for key in _SHOWN}

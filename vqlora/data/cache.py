@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,15 @@ class ArrayStore:
 
 def decode_job(job: Job) -> dict:
     """A worker's job: append a clip's frames to this process's own file in `job["folder"]`."""
+    stretch = {"start_s": job["start_s"], "end_s": job["end_s"]}
+    known = {"expected": job["frames"], "sha256": job["sha256"], "shown": job["shown"]}
+    return append_frames(job, lambda: read_frames(Path(job["path"]), **stretch, **known))
+
+
+def append_frames(job: Job, read: Callable[[], np.ndarray]) -> dict:
+    """Where the frames that `read` gives were appended, or why there are none."""
     try:
-        stretch = {"start_s": job["start_s"], "end_s": job["end_s"]}
-        known = {"expected": job["frames"], "sha256": job["sha256"], "shown": job["shown"]}
-        frames = read_frames(Path(job["path"]), **stretch, **known)
+        frames = read()
         file = f"frames-{os.getpid()}.bin"
         with open(Path(job["folder"]) / file, "ab") as out:
             offset = out.tell()

@@ -1,7 +1,6 @@
 """Decode videos of any size into frames small enough to keep: resized, and at a lower rate if asked for."""
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from vqlora.data.cache import append_frames
 from vqlora.frames.container import Picture, Video
 from vqlora.frames.reader import VideoError
 from vqlora.frames.sums import file_sha256
@@ -34,18 +34,8 @@ def small_frames(path: Path, size: int, *, fps: float | None = None, start_s: fl
 
 def decode_job(job: Job) -> dict:
     """A worker's job like `vqlora.data.cache.decode_job`, with `size` and `fps`."""
-    try:
-        frames = small_frames(Path(job["path"]), job["size"], fps=job["fps"], start_s=job["start_s"],
-                              end_s=job["end_s"], sha256=job["sha256"])
-        file = f"frames-{os.getpid()}.bin"
-        with open(Path(job["folder"]) / file, "ab") as out:
-            offset = out.tell()
-            out.write(frames.data)
-        return {"place": [file, offset, frames.shape]}
-    except VideoError as error:
-        return {"bad": error.reason if error.frame is None else f"frame {error.frame}: {error.reason}"}
-    except OSError as error:
-        return {"errno": error.errno, "strerror": error.strerror}
+    wanted = {name: job[name] for name in ("fps", "start_s", "end_s", "sha256")}
+    return append_frames(job, lambda: small_frames(Path(job["path"]), job["size"], **wanted))
 
 
 def _thinned(pictures: Iterator[Picture], fps: float) -> Iterator[Picture]:
