@@ -32,7 +32,11 @@ GATES = {
 ARMS = [{"label": label, "arm": "vqlora", "bits": "nf4", "learning_rate": 1e-2, "overrides": overrides}
         for label, overrides in GATES.items()]  # fmt: skip
 SHAPE = {"seeds": [0, 1, 2], "steps": 4, "train_clips": 9, "eval_clips": 9}
-LAYERS = ("model.vision_tower.layers.0.mlp.fc1", "model.language_model.layers.0.mlp.up_proj")
+LAYERS = (
+    "model.vision_tower.layers.0.mlp.fc1",
+    "model.multi_modal_projector.linear_1",
+    "model.language_model.layers.0.mlp.up_proj",
+)
 
 
 def temporal(**more) -> TemporalSettings:
@@ -117,8 +121,11 @@ def test_a_gain_that_shuffling_reaches_is_not_called_temporal():
     assert verdicts["domains", "degraded", "rank_vs_plain"] == "denied", "a gain below the margin"
     assert verdicts["arms", "inserts", "mixture_vs_rank"] == "supported"
     counts = gate_study.overall(tests).set_index(["of", "metric"])["value"]
-    assert counts["primary", "supported_count"] == 2 and counts["rank_vs_plain", "claims_count"] == 2
-    assert counts["rank_vs_plain", "largest_nll"] == pytest.approx(0.2, abs=1e-6)
+    assert counts["primary", "supported_count"] == "2" and counts["rank_vs_plain", "claims_count"] == "2"
+    assert float(counts["rank_vs_plain", "largest_nll"]) == pytest.approx(0.2, abs=1e-6)
+    assert counts["rank_vs_plain", "supported_names"] == counts["rank_vs_plain", "largest_name"] == "inserts"
+    assert counts["rank_vs_plain", "denied_names"] == "degraded"
+    assert counts["temporal", "supported_names"] == "none", "shuffled features do as much"
 
 
 @pytest.fixture

@@ -140,16 +140,27 @@ def judge(
 
 
 def overall(tests: pd.DataFrame) -> pd.DataFrame:
-    """How the verdicts fell, for all primary claims and for each comparison: of, metric, value."""
-    groups = [("primary", tests[tests["family"] == "primary"]), *tests.groupby("comparison", sort=False)]
-    rows = []
-    for name, own in groups:
-        rows.append((name, "claims_count", len(own)))
-        rows += [(name, f"{verdict}_count", int((own["verdict"] == verdict).sum()))
-                 for verdict in ("supported", "denied", "undecided")]  # fmt: skip
-        best, worst = own.loc[own["value"].idxmax()], own.loc[own["value"].idxmin()]
-        rows += [(name, "largest_nll", best["value"]), (name, "smallest_nll", worst["value"])]
+    """How the verdicts fell, by comparison over its domains (of, metric, value): how many domains, on which
+    each verdict, largest and smallest gain. Of "primary": all these claims together. Of "temporal": the main
+    domains on which every primary claim is supported.
+    """
+    primary = tests[tests["family"] == "primary"]
+    held = (primary["verdict"] == "supported").groupby(primary["domain"], sort=False).all()
+    rows = [("temporal", "claims_count", str(len(held))), *_named("temporal", "supported", held.index[held])]
+    for name, own in [("primary", primary), *tests.groupby("comparison", sort=False)]:
+        rows.append((name, "claims_count", str(len(own))))
+        for verdict in ("supported", "denied", "undecided"):
+            rows += _named(name, verdict, own.loc[own["verdict"] == verdict, "domain"])
+        for which, row in (("largest", own["value"].idxmax()), ("smallest", own["value"].idxmin())):
+            rows += [(name, f"{which}_nll", f"{own.loc[row, 'value']:.8g}")]
+            rows += [(name, f"{which}_name", own.loc[row, "domain"])]
     return pd.DataFrame(rows, columns=["of", "metric", "value"])
+
+
+def _named(of: str, verdict: str, domains: Iterable[str]) -> list[tuple[str, str, str]]:
+    domains = list(domains)
+    names = ", ".join(dict.fromkeys(domains)) or "none"
+    return [(of, f"{verdict}_count", str(len(domains))), (of, f"{verdict}_names", names)]
 
 
 # -- gates
