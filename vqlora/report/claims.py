@@ -28,7 +28,7 @@ from vqlora.report.keys import ResultsError, Value, collect, format_number, late
 from vqlora.settings_file import nearest, parse, read_mapping
 
 VERDICTS = ("supported", "denied", "undecided", "not run")
-MARKED = re.compile(r"\\(vqclaim|vqstates|vqfound)\{([^}]*)\}")
+MARKED = re.compile(r"\\(vqclaim|vqstates|vqfound|vqexpected)\{([^}]*)\}")
 
 
 class Claim(Settings):

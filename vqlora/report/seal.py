@@ -26,7 +26,7 @@ SUMS = "results/SHA256SUMS"
 NUMBERS = "paper/numbers.csv"
 SEALED = ("results/**/*.csv", "results/**/*.png", "results/**/*.json", "results/**/*.parquet",
           "results/tolerances.toml", "paper/claims.yaml", "figures/*.pdf", "figures/*.png")  # fmt: skip
-KEYED = re.compile(r"\\(vq|vqci|vqcase|vqclaim|vqstates|vqfound)\{([^}]*)\}")
+KEYED = re.compile(r"\\(vq|vqci|vqcase|vqclaim|vqstates|vqfound|vqexpected)\{([^}]*)\}")
 HEADS = ("section", "macro", "key", "prints")
 
 
