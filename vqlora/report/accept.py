@@ -2,8 +2,8 @@
 
     accept("03_main", "full", root)         # build/full/results/03_main -> results/03_main, with its runs
 
-Refused are results of `smoke`, results that were made from a tree with changes or from a commit that is not in
-the history, results that are not what their notebook last wrote, and results that deny a sentence of the paper.
+Refused are results of `smoke`, results made from a tree with changes or from a commit that is not in the
+history, results that are not what their notebook last wrote, and results that deny a sentence of the paper.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def _as_written(frame: pd.DataFrame) -> str:
 def _equal(a: pd.Series, b: pd.Series) -> np.ndarray:
     x, y = (pd.to_numeric(column, errors="coerce").to_numpy(float) for column in (a, b))
     near = np.isclose(x, y, rtol=NEAR, atol=1e-12)
-    words = a.fillna("").astype(str).to_numpy() == b.fillna("").astype(str).to_numpy()
-    return near | words
+    words = [column.astype(object).fillna("").astype(str).to_numpy() for column in (a, b)]
+    return near | (words[0] == words[1])
 
 
 def _main_runs(results: Path):

@@ -124,7 +124,9 @@ def show(outcome: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=False, highlight=False)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
     colours = {OK: "green", FAILED: "red", SKIPPED: "dim", "supported": "green", "denied": "red",
                "undecided": "yellow", "not run": "dim"}  # fmt: skip
 
