@@ -6,6 +6,9 @@
 #   make 03                one notebook and what it needs; 00 01 02 03 06 07 08 13 90 91. 02 trains the base anew.
 #   make figures tables    notebooks 90 and 91 with what they need
 #   make pdf               the paper from the committed reference results, without training
+#   make verify            results made here against the reference, and every claim with its verdict
+#   make accept NN=03      make a notebook's results the reference (PROFILE=full unless given)
+#   make html              executed notebooks as web pages, into build/cpu/html
 #   make setup lint clean  environment; ruff; remove build/
 #
 # Make only names and orders the steps. What is out of date is decided by hashes inside `vqlora`, and two makes at
@@ -26,7 +29,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export PYTHONWARNINGS := ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: help paper smoke test setup list figures tables pdf lint clean $(NOTEBOOKS)
+.PHONY: help paper smoke test setup list figures tables pdf verify accept html lint clean $(NOTEBOOKS)
 .NOTPARALLEL:
 
 help:
@@ -35,9 +38,14 @@ help:
 setup:
 	@bash scripts/setup.sh
 
+# The PDF depends on verified numbers; VERIFY=off builds it without, and its first page says so.
+VERIFY ?= on
+UNVERIFIED := $(if $(filter off,$(VERIFY)),--unverified)
+
 paper: setup
 	$(VQLORA) notebook --profile $(PROFILE)
-	$(VQLORA) pdf --profile $(PROFILE)
+	$(if $(UNVERIFIED),,$(VQLORA) verify --profile $(PROFILE))
+	$(VQLORA) pdf --profile $(PROFILE) $(UNVERIFIED)
 
 smoke: setup
 	$(VQLORA) notebook --profile smoke
@@ -57,7 +65,17 @@ figures: 90
 tables: 91
 
 pdf: setup
-	$(VQLORA) pdf --profile reference
+	$(VQLORA) pdf --profile reference $(UNVERIFIED)
+
+# What was made here, if anything was; else the reference alone.
+verify: setup
+	$(VQLORA) verify --profile $(if $(wildcard build/$(PROFILE)/results),$(PROFILE),reference)
+
+accept: setup
+	$(VQLORA) accept $(NN) --profile $(if $(filter file,$(origin PROFILE)),full,$(PROFILE))
+
+html: setup
+	$(VQLORA) html --profile $(PROFILE)
 
 list: setup
 	@$(VQLORA) list --profile $(PROFILE)

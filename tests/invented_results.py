@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from invented_bits import write_bits
 from PIL import Image
 
 from vqlora.selection.gains import closed_gap, summary
@@ -16,11 +17,13 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
-    for folder in ("01_data", "02_base", "03_main", "07_frames", "13_architectures"):
+    for folder in ("01_data", "02_base", "03_main", "07_frames", "08_bits", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
+    _cost(results / "03_main")
     _data(results / "01_data")
     _frames(results / "07_frames")
+    write_bits(results / "08_bits")
     _architectures(results / "13_architectures")
     pd.DataFrame(
         [
@@ -153,6 +156,12 @@ def _main(folder: Path) -> None:
         ],
         columns=["metric", "value"],
     ).to_csv(folder / "settings.csv", index=False)
+
+
+def _cost(folder: Path) -> None:
+    rows = [(f"{n:016x}", 60.0 + n, 20.0, 1.5e9) for n in (1, 1, 2)]
+    columns = ["key", "train_cpu_s", "eval_cpu_s", "resident_peak_bytes"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "cost.csv", index=False)
 
 
 def _data(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from invented_results import write_invented
 
 from vqlora.report.keys import collect
-from vqlora.report.paper import PaperError, build_pdf, first_error, inputs_hash, results_dir
+from vqlora.report.paper import PaperError, build_pdf, first_error, inputs_hash, results_dir, write_parts
 from vqlora.report.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +69,9 @@ def keys_used(text: str) -> set[str]:
 def prose(text: str) -> str:
     """What a reader reads as words and numbers: without keys, citations, labels, file names and lengths."""
     text = re.sub(r"\\begin\{(equation|align)\}.*?\\end\{\1\}", " ", text, flags=re.S)
+    text = re.sub(r"\\vqclaim\{[^{}]*\}", " ", text)  # its words are prose
     text = re.sub(
-        r"\\(?:vq|vqci|vqcase|cite[pt]?|ref|label|includegraphics|code|made|resulttable|input|url|setlength|"
+        r"\\(?:vq|vqci|vqcase|vqstates|vqfound|vqexpected|cite[pt]?|ref|label|includegraphics|code|made|resulttable|input|url|setlength|"
         r"begin\{minipage\}|vspace|hspace)\*?(?:\[[^]]*\])*(?:\{[^{}]*\})+",
         " ",
         text,
@@ -125,6 +126,7 @@ def test_no_result_is_typed(file):
         (r"it saves 83\% of memory", [r"83\%"]),
         (r"which takes 12 MB", ["12 MB"]),
         (r"\vq{main.a.nll} of 64 by 64", []),
+        (r"\vqclaim{a}{saves 83\%}{no}{}{}, \vqfound{a}", [r"83\%"]),
         (r"\includegraphics[width=0.5\linewidth]{a}", []),
         (r"a 95\% interval", []),
         (r"about 3,5 points", ["3,5"]),
@@ -179,10 +181,11 @@ def test_every_table_and_figure_is_made_and_names_its_notebook():
     figures = set(re.findall(r"\\includegraphics(?:\[[^]]*\])?\{(\w+)\}", text))
     from vqlora.report.plots import FIGURES
 
-    assert tables == set(TABLES) and figures == set(FIGURES)
+    assert tables == {*TABLES, "claims"} and figures == set(FIGURES)
     captions = re.findall(r"\\caption\{(.*?)\}\s*\\label", text, flags=re.S)
-    assert len(captions) == len(tables) + len(figures)
-    assert [caption for caption in captions if r"\made{" not in caption] == []
+    by_hand = [caption for caption in captions if r"\written" in caption]
+    assert len(captions) == len(tables) + len(figures) + len(by_hand) and len(by_hand) == 1, "the notation"
+    assert [caption for caption in captions if r"\made{" not in caption] == by_hand
 
 
 def test_every_label_is_referred_to_and_every_reference_has_its_label():
@@ -242,6 +245,14 @@ def test_pdf_is_byte_identical_stamped_and_not_built_twice(project):
     ), "the sources stay as they are"
 
 
+def test_the_first_page_says_whether_the_numbers_were_verified(project, tmp_path):
+    for words, said in (({}, "switched off"), ({"verified": "Verified: 8 checks hold."}, "8 checks hold")):
+        out = tmp_path / said[:3]
+        write_parts("made-up", project, figures=False, out=out, **words)
+        assert said in (out / "generated" / "keys.tex").read_text()
+    assert r"\vqverified" in read(PAPER / "main.tex")
+
+
 @needs_latex
 def test_unknown_key_and_bad_verdict_stop_with_file_line_and_key(project, tmp_path):
     root = shutil.copytree(project, tmp_path / "project")
@@ -257,6 +268,9 @@ def test_unknown_key_and_bad_verdict_stop_with_file_line_and_key(project, tmp_pa
         build_pdf("made-up", root)
     section.write_text(before + "\n\\vqcase{main.language.qlora.nll}{a}{b}{c}\n")
     with pytest.raises(PaperError, match=r"'0\.748', not a verdict"):
+        build_pdf("made-up", root)
+    section.write_text(before + "\n\\vqstates{total-less}\n")
+    with pytest.raises(PaperError, match="states claim 'total-less', which is denied"):
         build_pdf("made-up", root)
     section.write_text(before + "\n\\citep{nobody2020}\n")
     with pytest.raises(PaperError, match="nobody2020"):

@@ -19,6 +19,8 @@ EXAMPLES = """examples:
   vqlora notebook 03 --profile cpu         make what notebook 03 needs, then notebook 03
   vqlora run my_run.yaml --profile smoke   one fine-tuning run from a settings file
   vqlora pdf --profile cpu                 the paper from results that are there
+  vqlora verify --profile cpu              those results against the reference, and every claim with its verdict
+  vqlora accept 03 --profile full          make notebook 03's results the reference
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
   vqlora plan my_model --batch 4 --card 24GB   memory of fine-tuning, before anything is loaded
@@ -83,7 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     command("list", _list, "notebooks with their claims and costs")
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
-    command("pdf", _pdf, "build the paper from a profile's results, or `reference`, the committed ones")
+    part = command("pdf", _pdf, "build the paper from a profile's results, or `reference`, the committed ones")
+    part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
+    part = command("verify", _verify, "hold a profile's results against the reference, and claims against both")
+    part.add_argument("--seal", action="store_true", help="take results, figures and prose as they are first")
+    part.add_argument("--quick", action="store_true", help="recompute only what takes seconds")
+    part = command("accept", _accept, "make a notebook's results the reference")
+    part.add_argument("notebook", metavar="NN", help="its number, e.g. 03")
+    command("html", _html, "export executed notebooks to build/PROFILE/html")
     part = commands.add_parser("audit", help="table of a saved model's layers; exit code 1 on a silent fault")
     part.add_argument("folder", metavar="FOLDER", help="a model saved by vqlora, or a stock peft adapter")
     part.add_argument("--base", metavar="NAME", help="folder or hub id of the base (default: as recorded)")
@@ -214,13 +223,69 @@ def _pdf(chosen: argparse.Namespace) -> int:
     root = repository()
     in_place = chosen.profile == "reference" or load_profile(chosen.profile, root).in_place
     with lock(root / "build" / chosen.profile / "lock", "vqlora pdf"):
-        pdf = build_pdf(chosen.profile, root)
+        pdf = build_pdf(chosen.profile, root, verified=_verified(chosen, root))
         if in_place:
             with lock(root / "build" / "in_place.lock", "vqlora pdf"):
                 publish(pdf.parent, root)
     if chosen.profile == "reference":
         renew(root)
     print(os.path.relpath(pdf))
+    return 0
+
+
+def _verified(chosen: argparse.Namespace, root: Path) -> str:
+    """What the PDF says of its numbers. Raises PaperError where they do not hold."""
+    from vqlora.report.keys import UNVERIFIED
+    from vqlora.report.paper import PaperError
+    from vqlora.report.verify import verify
+    if chosen.unverified:
+        return UNVERIFIED
+    if chosen.profile == "smoke":
+        return "Not verified: the numbers of smoke mean nothing."
+    found = verify(chosen.profile, root, quick=True)
+    if not found.ok:
+        raise PaperError(f"not built, {len(found.failures)} checks fail: {found.failures[0]} (`vqlora verify "
+                         f"--profile {chosen.profile}` shows all; --unverified builds it and says so)")
+    return found.stamp()
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from vqlora.notebooks import repository
+    from vqlora.report.seal import write_seal
+    from vqlora.report.verify import show, verify
+    root = repository()
+    if chosen.seal:
+        say("sealed:", *(os.path.relpath(path) for path in write_seal(root)))
+    found = verify(chosen.profile, root, quick=chosen.quick)
+    show(found)
+    return 0 if found.ok else 1
+
+
+def _accept(chosen: argparse.Namespace) -> int:
+    from vqlora.notebooks import repository
+    from vqlora.report.accept import accept
+    from vqlora.report.paper import REFERENCE, paper_dir, write_parts
+    from vqlora.report.readme import renew
+    from vqlora.report.seal import write_seal
+    from vqlora.steps import find, steps
+    root = repository()
+    name = find(chosen.notebook, root)
+    step = steps([name], chosen.profile, root)[-1]
+    with lock(root / "build" / chosen.profile / "lock", "vqlora accept"):
+        for path in accept(name, chosen.profile, root, up_to_date=step.up_to_date()):
+            print(os.path.relpath(path))
+        write_parts(REFERENCE, root)                         # figures and README follow the new reference
+        publish(paper_dir(REFERENCE, root), root)
+        renew(root)
+        write_seal(root)
+    return 0
+
+
+def _html(chosen: argparse.Namespace) -> int:
+    from vqlora.notebooks import repository
+    from vqlora.report.html import export
+    for path in export(repository() / "build" / chosen.profile):
+        print(os.path.relpath(path))
     return 0
 
 

@@ -22,6 +22,7 @@ import seaborn as sns  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from vqlora.files import write_atomic  # noqa: E402
+from vqlora.report.bit_plots import bits_quality, planner  # noqa: E402
 from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
 
@@ -284,9 +285,11 @@ def ranks_by_layer(layers: pd.DataFrame) -> Figure:
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "bits_quality": bits_quality,
     "frame_policies": frame_policies,
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,
+    "planner": planner,
     "sample_sheet": sample_sheet,
 }
 
