@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
   vqlora plan my_model --batch 4 --card 24GB   memory of fine-tuning, before anything is loaded
+  vqlora card adapters/MODEL               write the model card of a saved model
   vqlora data check msrvtt --root DIR      what a data set's folder must hold, and what is missing
   vqlora data example my_clips             20 clips with captions, to copy from for one's own
 """
@@ -92,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--modalities", nargs="+", metavar="PART", help="parts meant to carry adapters")
     part.add_argument("--allow", nargs="+", default=(), metavar="FAULT", help="faults to accept")
     part.set_defaults(command=_audit)
+    part = commands.add_parser("card", help="write the model card of a saved model", description="Write the card "
+                               "(README.md) of a saved model: data, metrics, bits, gates, limits, licence.")
+    part.add_argument("folder", metavar="DIR", help="a model saved by vqlora")
+    part.add_argument("--licence", metavar="NAME", help="of the weights, e.g. apache-2.0 (default: none yet)")
+    part.set_defaults(command=_card)
     data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))
     _plan_options(commands.add_parser(
         "plan", help="memory of fine-tuning and generation, before anything is loaded",
@@ -236,6 +242,15 @@ def _audit(chosen: argparse.Namespace) -> int:
         raise ConfigError(str(fault)) from fault
     table = audit(model, batch, modalities=chosen.modalities, allow=chosen.allow)
     print(table.reset_index().to_string(index=False), by_modality(table).to_string(), sep="\n\n")
+    return 0
+
+
+def _card(chosen: argparse.Namespace) -> int:
+    from vqlora.card import write_card
+    try:
+        print(os.path.relpath(write_card(chosen.folder, chosen.licence)))
+    except ValueError as fault:
+        raise ConfigError(str(fault)) from fault
     return 0
 
 
