@@ -70,7 +70,7 @@ def write_parts(
     results, out = results or results_dir(profile, root), out or paper_dir(profile, root)
     written = []
     if tables:
-        write_keys(results, out / "generated", profile)
+        write_keys(results, out / "generated", profile, Path(root, "results", "gpu_check.csv"))
         written += [out / "generated" / "keys.tex", *write_tables(results, out / "generated" / "tables")]
     if figures:
         from vqlora.report.plots import write_figures  # matplotlib takes a second to import
@@ -90,6 +90,7 @@ def inputs_hash(profile: str, root: Path | str, results: Path) -> str:
     files: list[Path] = [
         *_sources(Path(root)),
         Path(root, "figures", "vqlora.mplstyle"),
+        Path(root, "results", "gpu_check.csv"),
         *sorted(Path(__file__).parent.glob("*.py")),
         *sorted(path for form in ("csv", "png") for path in results.glob(f"[0-9]*/*.{form}")),
     ]

@@ -1,6 +1,6 @@
 """Tiny random checkpoints in the layout of the hub, for tests and trials of the whole way without a download.
 
-    tiny_checkpoint("qwen2_5_vl", "somewhere/tiny")     # config, weights, tokenizer, template, processor's files
+    tiny_checkpoint("qwen2_5_vl", "somewhere/tiny")     # config, weights, tokenizer, processor's files
 
 Tokenizers work letter by letter, so that any caption in lower case survives; files have, in turn, the
 names that checkpoints of these classes use, old and new.
