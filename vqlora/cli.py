@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
   vqlora plan my_model --batch 4 --card 24GB   memory of fine-tuning, before anything is loaded
+  vqlora card adapters/MODEL               write the model card of a saved model
   vqlora data check msrvtt --root DIR      what a data set's folder must hold, and what is missing
   vqlora data example my_clips             20 clips with captions, to copy from for one's own
 """
@@ -101,6 +102,17 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--modalities", nargs="+", metavar="PART", help="parts meant to carry adapters")
     part.add_argument("--allow", nargs="+", default=(), metavar="FAULT", help="faults to accept")
     part.set_defaults(command=_audit)
+    part = commands.add_parser("card", help="write the model card of a saved model",
+                               description="Write README.md beside a saved model, its card: data, metrics, "
+                               "bits, gates, limits, licence.")
+    part.add_argument("folder", metavar="DIR", help="a model saved by vqlora")
+    part.add_argument("--licence", metavar="NAME", help="of the weights (default: undecided)")
+    part.set_defaults(command=_card)
+    part = commands.add_parser("gpu-check", help="try what needs a GPU on this machine's",
+                               description="Try NF4, paged optimizer, memory counters, a checkpoint, gates and "
+                               "the lean step on CUDA; exit code 1 without CUDA or where something fails.")
+    part.add_argument("--csv", type=Path, metavar="FILE", help="default: results/gpu_check.csv")
+    part.set_defaults(command=_gpu_check)
     data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))
     _plan_options(commands.add_parser(
         "plan", help="memory of fine-tuning and generation, before anything is loaded",
@@ -222,6 +234,9 @@ def _pdf(chosen: argparse.Namespace) -> int:
     from vqlora.report.readme import renew
     root = repository()
     in_place = chosen.profile == "reference" or load_profile(chosen.profile, root).in_place
+    if chosen.profile != "reference" and load_profile(chosen.profile, root).main is None:
+        say(f"profile {chosen.profile!r} has no section 'main': no paper is made of its results")
+        return 0
     with lock(root / "build" / chosen.profile / "lock", "vqlora pdf"):
         pdf = build_pdf(chosen.profile, root, verified=_verified(chosen, root))
         if in_place:
@@ -302,6 +317,29 @@ def _audit(chosen: argparse.Namespace) -> int:
     table = audit(model, batch, modalities=chosen.modalities, allow=chosen.allow)
     print(table.reset_index().to_string(index=False), by_modality(table).to_string(), sep="\n\n")
     return 0
+
+
+def _card(chosen: argparse.Namespace) -> int:
+    from vqlora.card import write_card
+    try:
+        print(os.path.relpath(write_card(chosen.folder, chosen.licence)))
+    except ValueError as fault:
+        raise ConfigError(str(fault)) from fault
+    return 0
+
+
+def _gpu_check(chosen: argparse.Namespace) -> int:
+    from vqlora.gpu_check import check_gpu
+    from vqlora.notebooks import repository
+    from vqlora.store import write_csv
+    try:
+        table = check_gpu(say=say)
+    except RuntimeError as fault:
+        raise ConfigError(str(fault)) from fault
+    path = chosen.csv or repository() / "results" / "gpu_check.csv"
+    write_csv(path, table)
+    print(table.to_string(index=False), os.path.relpath(path), sep="\n")
+    return 0 if (table.status == "ok").all() else 1
 
 
 def _select(chosen: argparse.Namespace) -> int:

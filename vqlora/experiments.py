@@ -16,6 +16,7 @@ from vqlora.config import (
     Arm,
     Bits,
     DataSettings,
+    DataSource,
     PartCounts,
     PretrainSettings,
     RunSettings,
@@ -210,44 +211,117 @@ class BitsSettings(MainSettings):
         return tuple(run.model_copy(update={"base": sources[run.label]}) for run in runs)
 
 
+class AlignSettings(Settings):
+    """How `vqlora.hub.small` makes a base of a pretrained decoder and the released base's vision tower."""
+
+    domain: str = "source"                                   # whose training clips it sees
+    clips: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    distil_steps: int = Field(400, ge=0)
+    steps: int = Field(ge=0)
+    limit_s: float = Field(900, gt=0)                        # of the steps
+    batch_size: int = Field(8, ge=1)
+    frames: int = Field(4, ge=1)
+    question_share: float = Field(0.3, ge=0, le=1)
+    learning_rate: float = Field(1e-3, gt=0)
+
+
+class HubSettings(MainSettings):
+    """Notebook 14: the main comparison on a checkpoint in hub layout, on rendered data or on a person's own.
+
+    `cards` holds, by size of a card, fields of RunSettings with which every arm fits (`vqlora.cost.cards`).
+    """
+
+    base: str | None = None                                  # folder or hub id; None: made as `align` says
+    align: AlignSettings | None = None
+    sources: dict[str, DataSource] = {}                      # by domain; other domains are rendered
+    shape: str | None = None                                 # its name in `vqlora.cost.sizes.CONFIGS`
+    cards: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _one_base(self) -> HubSettings:
+        if (self.base is None) == (self.align is None):
+            raise ValueError("base: give either a base or align, which makes one")
+        for card in self.cards:
+            self.on(card)                                    # building its runs checks its overrides
+        return self
+
+    def on(self, card: str | None) -> HubSettings:
+        """The comparison as it fits a card; None: as it is. Raises ValueError for a size without settings."""
+        if card is None:
+            return self
+        if card not in self.cards:
+            raise ValueError(f"card: {card!r} has no settings; allowed: {', '.join(self.cards) or 'none'}")
+        changed = {"overrides": {**self.overrides, **self.cards[card]}, "cards": {}}
+        return parse(HubSettings, {**self.model_dump(mode="json"), **changed}, f"cards.{card}")
+
+    def _run(self, arm, domain, *named) -> RunSettings:
+        run = super()._run(arm, domain, *named)
+        return run.model_copy(update={"data": self.sources.get(domain)})
+
+
 class Profile(Settings):
     """A named set of settings for the whole chain of notebooks; a profile is a file."""
 
     name: str
     in_place: bool = False                                   # True: also writes figures/ and paper/generated/
-    data: DataSettings
+    data: DataSettings | None = None                         # what is rendered
     base: PretrainSettings = PretrainSettings()
-    main: MainSettings
-    frames: FramesSettings                                   # of notebook 07
+    main: MainSettings | None = None
+    frames: FramesSettings | None = None                     # of notebook 07
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
-    bits: BitsSettings                                       # of notebook 08
+    bits: BitsSettings | None = None                         # of notebook 08
+    hub: tuple[HubSettings, ...] = ()                        # of notebook 14
+    card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
     expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        for label, part in (("main", self.main), ("ranks", self.ranks), ("bits", self.bits)):
+        parts = [("main", self.main), ("ranks", self.ranks), ("bits", self.bits)]
+        for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)]:
             if part is not None:
                 self._check_domains(label, part)
-        wanted, have = self.bits.source_clips + self.bits.calibration_clips, self.data.domains.get("source")
+        twice = sorted({name for part in self.hub for name in part.domains
+                        if sum(name in other.domains for other in self.hub) > 1})
+        if twice:
+            raise ValueError(f"hub: domain {twice[0]!r} is in two comparisons; their results would be mixed")
+        if self.card is not None:
+            for part in self.hub:
+                part.on(self.card)
+        if self.bits is not None:
+            self._check_bits()
+        if self.frames is not None:
+            self._check_frames()
+        return self
+
+    def _check_bits(self) -> None:
+        wanted, have = self.bits.source_clips + self.bits.calibration_clips, self._rendered().get("source")
         if have is None or wanted > have.val:
             raise ValueError(f"bits.source_clips: with calibration_clips {wanted}, more than "
                              f"data.domains.source.val ({have.val if have else 0})")
+
+    def _check_frames(self) -> None:
         trained = (*self.frames.domains, *self.frames.per_policy_domains)
         for domain in (*trained, *self.frames.untrained):
-            have = self.data.domains.get(domain, PartCounts())
+            have = self._rendered().get(domain, PartCounts())
             for key, part in (("train_clips", "train"), ("val_clips", "val"), ("test_clips", "test")):
                 if (part != "train" or domain in trained) and getattr(self.frames, key) > getattr(have, part):
                     raise ValueError(f"frames.{key}: {getattr(self.frames, key)} is more than "
                                      f"data.domains.{domain}.{part} ({getattr(have, part)})")
-        return self
+
+    def _rendered(self) -> dict[str, PartCounts]:
+        return self.data.domains if self.data else {}
 
     def _check_domains(self, label: str, compared: MainSettings) -> None:
+        rendered, own = self._rendered(), getattr(compared, "sources", {})
         for domain in compared.domains:
-            if domain not in self.data.domains:
+            if domain in own:
+                continue
+            if domain not in rendered:
                 raise ValueError(f"{label}.domains: {domain!r} is not in data.domains; allowed: "
-                                 + ", ".join(self.data.domains))
-            have = self.data.domains[domain]
+                                 + (", ".join((*rendered, *own)) or "none, there is no data"))
+            have = rendered[domain]
             for run in compared.runs() + compared.sweep_runs():
                 for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
                     if run.domain == domain and getattr(run, key) > getattr(have, part):

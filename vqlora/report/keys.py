@@ -224,8 +224,19 @@ def prefix(notebook: str, file: str) -> str:
     return name if stem == "summary" else f"{name}.{stem}"
 
 
-def collect(results: Path) -> dict[str, Value]:
+def gpu_status(file: Path) -> str:
+    """What ``make gpu-check`` came to, from the file it writes; ``not run`` as long as there is none."""
+    if not Path(file).is_file():
+        return "not run"
+    with Path(file).open(newline="", encoding="utf-8") as lines:
+        good = [row["status"] == "ok" for row in csv.DictReader(lines)]
+    return f"{sum(good)} of {len(good)} checks held"
+
+
+def collect(results: Path, checked: Path | None = None) -> dict[str, Value]:
     """All keys of a results folder (``<results>/<NN_name>/*.csv``), sorted.
+
+    checked: what ``make gpu-check`` wrote, or would; ``gpu_check.csv`` in the folder unless given.
 
     Raises:
         ResultsError: no such folder, a key twice, or a key with a character that LaTeX cannot read.
@@ -241,6 +252,8 @@ def collect(results: Path) -> dict[str, Value]:
             if key in keys:
                 raise ResultsError(f"{path}: key '{key}' occurs twice (also {keys[key].source})")
             keys[key] = value
+    checked = checked or results / "gpu_check.csv"
+    keys["gpu.status"] = Value(latex_text(gpu_status(checked)), "", checked.name)
     return dict(sorted(keys.items()))
 
 
@@ -271,9 +284,9 @@ def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str, verified: st
 
 
 def write_keys(
-    results: Path, generated: Path, profile: str, verified: str = UNVERIFIED
+    results: Path, generated: Path, profile: str, verified: str = UNVERIFIED, checked: Path | None = None
 ) -> dict[str, Value]:
     """Write ``<generated>/keys.tex`` for a results folder and return the keys."""
-    keys = collect(results)
+    keys = collect(results, checked)
     write_atomic(Path(generated) / "keys.tex", keys_tex(keys, profile, results_id(results), verified))
     return keys

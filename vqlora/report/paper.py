@@ -75,7 +75,8 @@ def write_parts(
     results, out = results or results_dir(profile, root), out or paper_dir(profile, root)
     written = []
     if tables:
-        write_keys(results, out / "generated", profile, verified)
+        checked = Path(root, "results", "gpu_check.csv")
+        write_keys(results, out / "generated", profile, verified, checked)
         written += [out / "generated" / "keys.tex", *write_tables(results, out / "generated" / "tables")]
         written += write_claims(Path(root) / CLAIMS, results, out / "generated")
     if figures:
@@ -97,6 +98,7 @@ def inputs_hash(profile: str, root: Path | str, results: Path, verified: str = U
         *_sources(Path(root)),
         Path(root) / CLAIMS,
         Path(root, "figures", "vqlora.mplstyle"),
+        Path(root, "results", "gpu_check.csv"),
         *sorted(Path(__file__).parent.glob("*.py")),
         *sorted(path for form in ("csv", "png") for path in results.glob(f"[0-9]*/*.{form}")),
     ]

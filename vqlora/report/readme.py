@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vqlora.files import write_atomic
 from vqlora.report.cells import Table, read_csv
-from vqlora.report.keys import format_number
+from vqlora.report.keys import format_number, gpu_status
 from vqlora.report.tables import TABLES
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -28,7 +28,17 @@ def kills_table(results: Path) -> Table:
     return Table(heads, tuple(rows))
 
 
-README_TABLES = {**TABLES, "kills": kills_table}
+def gpu_table(results: Path) -> Table:
+    """What `make gpu-check` came to; one cell as long as nobody has run it."""
+    path = Path(results, "gpu_check.csv")
+    if not path.is_file():
+        return Table(("GPU check",), ((gpu_status(path),),))
+    rows = read_csv(results, "gpu_check.csv", ("name", "value", "unit", "status")).itertuples(index=False)
+    return Table(("Check", "Value", "Unit", "Status"), tuple(
+        (row.name.replace("_", " "), f"{row.value:.4g}", row.unit, row.status) for row in rows))  # fmt: skip
+
+
+README_TABLES = {**TABLES, "gpu": gpu_table, "kills": kills_table}
 
 
 def fill(text: str, results: Path) -> str:
