@@ -7,6 +7,7 @@ import pandas as pd
 from invented_bits import write_bits
 from PIL import Image
 
+from vqlora.gate_study import overall
 from vqlora.selection.gains import closed_gap, summary
 
 DOMAINS = ("language", "visual")
@@ -17,11 +18,13 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
-    for folder in ("01_data", "02_base", "03_main", "07_frames", "08_bits", "13_architectures"):
+    for folder in ("01_data", "02_base", "03_main", "05_temporal", "07_frames", "08_bits",
+                   "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _cost(results / "03_main")
     _data(results / "01_data")
+    _gates(results / "05_temporal")
     _frames(results / "07_frames")
     write_bits(results / "08_bits")
     _architectures(results / "13_architectures")
@@ -44,6 +47,36 @@ def _architectures(folder: Path) -> None:
     shares = [[model, gate, 8, 4000, n, n / 4000] for model in ("A", "B") for gate, n in kinds.items()]
     columns = ["model", "gate", "rank", "adapter_parameters", "gate_parameters", "gate_frac"]
     pd.DataFrame(shares, columns=columns).to_csv(folder / "gates.csv", index=False)
+
+
+def _gates(folder: Path) -> None:
+    claims = [("primary", domain, f"rank_vs_{b}", gain) for domain in ("inserts", "cutaways")
+              for b, gain in (("plain", 0.2), ("constant", 0.19), ("shuffled", 0.01))]  # fmt: skip
+    claims += [("arms", "cutaways", "shuffled_vs_plain", 0.19)]
+    claims += [("domains", "degraded", "rank_vs_plain", -0.01)]
+    verdicts = ["supported" if gain > 0.1 else "undecided" for *_, gain in claims]
+    tests = pd.DataFrame(claims, columns=["family", "domain", "comparison", "value"])
+    tests = tests.assign(metric="nll", low=tests["value"] - 0.04, high=tests["value"] + 0.04, margin=0.05)
+    tests = tests.assign(claim="greater", p=0.01, p_holm=0.03, smallest_effect=0.06, verdict=verdicts)
+    shown = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
+             "smallest_effect", "verdict", "family"]  # fmt: skip
+    tests[shown].to_csv(folder / "tests.csv", index=False)
+    overall(tests).to_csv(folder / "overall.csv", index=False)
+    nll = {"plain": 1.0, "rank": 0.8, "constant": 0.99, "shuffled": 0.81}
+    count = ("trainable_parameters", 102_144, np.nan, np.nan)
+    rows = [(domain, arm, *cell) for domain in ("inserts", "cutaways") for arm, value in nll.items()
+            for cell in (("nll", value, value - 0.05, value + 0.05), count)]  # fmt: skip
+    columns = ["domain", "arm", "metric", "value", "low", "high"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "summary.csv", index=False)
+    gates = ([np.nan] * 3, [0.9, 1.0, 1.2])
+    curves = [(domain, f"{domain}-{n}", t, 3 <= t < 6, t in (8, 9), 0.1, *gates[t % 2])
+              for domain in ("inserts", "cutaways") for n in (0, 1) for t in range(12)]  # fmt: skip
+    columns = ["domain", "clip", "frame", "moving", "odd", "motion", "vision", "fusion", "text"]
+    pd.DataFrame(curves, columns=columns).to_csv(folder / "curves.csv", index=False)
+    layers = [(domain, "rank", place, part, 0.1 * place, -0.05) for domain in ("inserts", "cutaways")
+              for place, part in enumerate(("vision", "vision", "fusion", "text", "text"))]  # fmt: skip
+    columns = ["domain", "arm", "place", "modality", "moving_gap", "odd_gap"]
+    pd.DataFrame(layers, columns=columns).to_csv(folder / "gates.csv", index=False)
 
 
 def _frames(folder: Path) -> None:

@@ -178,6 +178,39 @@ class RankSettings(MainSettings):
         return super()._run(arm.model_copy(update={"overrides": overrides}), *named)
 
 
+class TemporalSettings(MainSettings):
+    """Notebook 05: gates on adapters of one rank, with controls; `more_domains` see the `fewer` arms alone.
+
+    An arm with a gate is swept over its learning rates and `gate_rates` together.
+    """
+
+    more_domains: tuple[str, ...] = ()
+    fewer: tuple[str, ...] = ("plain", "rank")               # arms, by label
+    sweep_domains: tuple[str, ...] = ()                      # to tune on; empty: `domains`
+    gate_rates: tuple[float, ...] = ()                       # times the learning rate
+
+    def runs(self, learning_rates: Mapping[str, float] | None = None, *, base: str = "released",
+             experiment: str = "05_temporal") -> tuple[RunSettings, ...]:
+        """Settings of every run: all arms on `domains`, then the `fewer` on `more_domains`."""
+        unknown = sorted(set(self.fewer) - {arm.label for arm in self.arms})
+        if self.more_domains and unknown:
+            raise ValueError(f"fewer: {unknown[0]!r} is no arm's label; allowed: "
+                             + ", ".join(arm.label or arm.arm for arm in self.arms))
+        arms = tuple(arm for arm in self.arms if arm.label in self.fewer)
+        more = self.model_copy(update={"domains": self.more_domains, "arms": arms})
+        how = {"base": base, "experiment": experiment}
+        return tuple(run for part in (self, more)
+                     for run in MainSettings.runs(part, learning_rates, **how))
+
+    def sweep_runs(self, *, base: str = "released",
+                   experiment: str = "05_sweep") -> tuple[RunSettings, ...]:
+        """Settings of the sweep: every learning rate of an arm and, where it has a gate, every gate rate."""
+        tuned = self.model_copy(update={"domains": self.sweep_domains or self.domains})
+        runs = MainSettings.sweep_runs(tuned, base=base, experiment=experiment)
+        return tuple(run.model_copy(update={"gate_rate": rate}) for run in runs
+                     for rate in (self.gate_rates if run.gate != "none" else ()) or (run.gate_rate,))
+
+
 class BitsSettings(MainSettings):
     """Notebook 08: the base in several bits, scored as it is on its source, and fine-tuned on shifts.
 
@@ -269,6 +302,7 @@ class Profile(Settings):
     base: PretrainSettings = PretrainSettings()
     main: MainSettings | None = None
     frames: FramesSettings | None = None                     # of notebook 07
+    temporal: TemporalSettings | None = None                 # of notebook 05
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
     bits: BitsSettings | None = None                         # of notebook 08
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
@@ -278,7 +312,7 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        parts = [("main", self.main), ("ranks", self.ranks), ("bits", self.bits)]
+        parts = [("main", self.main), ("temporal", self.temporal), ("ranks", self.ranks), ("bits", self.bits)]
         for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)]:
             if part is not None:
                 self._check_domains(label, part)
@@ -315,18 +349,17 @@ class Profile(Settings):
 
     def _check_domains(self, label: str, compared: MainSettings) -> None:
         rendered, own = self._rendered(), getattr(compared, "sources", {})
-        for domain in compared.domains:
-            if domain in own:
+        for run in compared.runs() + compared.sweep_runs():
+            if run.domain in own:
                 continue
-            if domain not in rendered:
-                raise ValueError(f"{label}.domains: {domain!r} is not in data.domains; allowed: "
+            if run.domain not in rendered:
+                raise ValueError(f"{label}.domains: {run.domain!r} is not in data.domains; allowed: "
                                  + (", ".join((*rendered, *own)) or "none, there is no data"))
-            have = rendered[domain]
-            for run in compared.runs() + compared.sweep_runs():
-                for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
-                    if run.domain == domain and getattr(run, key) > getattr(have, part):
-                        raise ValueError(f"{label}.{key}: {getattr(run, key)} is more than "
-                                         f"data.domains.{domain}.{part} ({getattr(have, part)})")
+            have = rendered[run.domain]
+            for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
+                if getattr(run, key) > getattr(have, part):
+                    raise ValueError(f"{label}.{key}: {getattr(run, key)} is more than "
+                                     f"data.domains.{run.domain}.{part} ({getattr(have, part)})")
 
 
 def load_profile(name_or_path: str | Path, root: str | Path = ".") -> Profile:

@@ -43,7 +43,7 @@ def ranks_of(runs: Sequence[StoredRun]) -> pd.DataFrame:
     for run in runs:
         named = (run.settings.domain, run.settings.method, run.settings.seed)
         own = found[id(run)]
-        rows += [(*named, i, layer, _part(layer), own.get(layer, 0)) for i, layer in enumerate(order)]
+        rows += [(*named, i, layer, part_of(layer), own.get(layer, 0)) for i, layer in enumerate(order)]
     return pd.DataFrame(rows, columns=["domain", "arm", "seed", "place", "layer", "modality", "rank"])
 
 
@@ -120,7 +120,7 @@ def keep_reference(base: str, data_root: str | Path) -> Path:
     return folder / REFERENCE
 
 
-def _part(layer: str) -> str:
+def part_of(layer: str) -> str:
     """Vision, fusion or text, by the paths of the embedded base."""
     found = re.search(r"vision_tower|multi_modal_projector|language_model", layer)
     known = {"vision_tower": "vision", "multi_modal_projector": "fusion", "language_model": "text"}

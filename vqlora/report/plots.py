@@ -24,6 +24,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from vqlora.files import write_atomic  # noqa: E402
 from vqlora.report.bit_plots import bits_quality, planner  # noqa: E402
 from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
+from vqlora.report.gate_plots import GATE_FIGURES  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
@@ -286,6 +287,7 @@ def ranks_by_layer(layers: pd.DataFrame) -> Figure:
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
     "bits_quality": bits_quality,
+    **GATE_FIGURES,
     "frame_policies": frame_policies,
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,

@@ -14,6 +14,7 @@ import pandas as pd
 from vqlora.files import write_atomic
 from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
+from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.report.keys import (
     format_interval,
     format_number,
@@ -317,6 +318,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "frames_trained": per_policy_table,
     "fuzz": fuzz_table,
     "gate_size": gate_size_table,
+    **GATE_TABLES,
     "main": main_table,
     "rates": rates_table,
     "settings": settings_table,

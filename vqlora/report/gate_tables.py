@@ -1,0 +1,84 @@
+"""Tables of notebook 05: what a temporal gate is worth against its controls and against choosing frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from vqlora.report.cells import DOMAINS, Table, label, ordered, read_csv
+from vqlora.report.keys import format_interval, format_number, latex_text
+
+GATE_NAMES = {
+    "plain": "plain adapters",
+    "rank": "gate",
+    "constant": "constant gate",
+    "shuffled": "shuffled features",
+    "mixture": "two experts",
+    "mixture-constant": "two experts, constant",
+    "mixture-shuffled": "two experts, shuffled",
+    "segments": "segments, plain",
+    "rank+segments": "segments, gate",
+}
+FILE = "05_temporal/tests.csv"
+
+
+def gate_tests_table(results: Path) -> Table:
+    """The primary comparisons, then the gate against plain adapters on the further domains."""
+    return _tests(results, ("primary", "domains"))
+
+
+def gate_arms_table(results: Path) -> Table:
+    """Further pairs of arms on the main domains: controls, kinds of gate, chosen frames."""
+    return _tests(results, ("arms",))
+
+
+def _tests(results: Path, families: Sequence[str]) -> Table:
+    columns = ("domain", "comparison", "value", "low", "high", "p_holm", "smallest_effect", "verdict")
+    frame, rows = read_csv(results, FILE, (*columns, "family")), []
+    for family in families:
+        own = frame[frame["family"] == family]
+        for domain in ordered(own["domain"], DOMAINS):
+            found = own[own["domain"] == domain].to_dict("records")
+            if rows and (len(found) > 1 or domain == ordered(own["domain"], DOMAINS)[0]):
+                rows.append(None)
+            rows += [(label(domain, DOMAINS) if row is found[0] else "", *_test(row)) for row in found]
+    heads = ("Gain", r"95\% interval", "Smallest", r"\emph{p} (Holm)", "Verdict")
+    return Table(("Domain", "Claim", *heads), tuple(rows), left=2)
+
+
+def _test(row: dict) -> tuple[str, ...]:
+    a, b = row["comparison"].split("_vs_")
+    claim = f"{label(a, GATE_NAMES)} beats {label(b, GATE_NAMES)}"
+    return (
+        claim[0].upper() + claim[1:],
+        format_number(row["value"], "nll"),
+        format_interval(row["low"], row["high"], "nll"),
+        format_number(row["smallest_effect"], "nll"),
+        format_number(row["p_holm"], "p_holm"),
+        latex_text(row["verdict"]),
+    )
+
+
+def gate_nll_table(results: Path) -> Table:
+    """Mean NLL of every arm on every domain, and what each arm trains."""
+    frame = read_csv(results, "05_temporal/summary.csv", ("domain", "arm", "metric", "value"))
+    arms = ordered(frame["arm"], GATE_NAMES)
+    nll = frame[frame["metric"] == "nll"].set_index(["domain", "arm"])["value"]
+    rows = [
+        (label(domain, DOMAINS), *(_cell(nll, domain, arm) for arm in arms))
+        for domain in ordered(frame["domain"], DOMAINS)
+    ]
+    trained = frame[frame["metric"] == "trainable_parameters"].groupby("arm")["value"].first()
+    counts = (format_number(trained[arm], "parameters") for arm in arms)
+    heads = (label(arm, GATE_NAMES) for arm in arms)
+    rows += [None, ("Parameters", *counts)]
+    return Table(("Domain", *(head[0].upper() + head[1:] for head in heads)), tuple(rows))
+
+
+def _cell(nll: pd.Series, domain: str, arm: str) -> str:
+    return format_number(float(nll[domain, arm]), "nll") if (domain, arm) in nll.index else "--"
+
+
+GATE_TABLES = {"gate_arms": gate_arms_table, "gate_nll": gate_nll_table, "gate_tests": gate_tests_table}
