@@ -18,13 +18,14 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
-    for folder in ("01_data", "02_base", "03_main", "05_temporal", "07_frames", "08_bits",
-                   "13_architectures"):
+    for folder in ("01_data", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames",
+                   "08_bits", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _cost(results / "03_main")
     _data(results / "01_data")
     _gates(results / "05_temporal")
+    _ranks(results / "06_ranks")
     _frames(results / "07_frames")
     write_bits(results / "08_bits")
     _architectures(results / "13_architectures")
@@ -37,6 +38,31 @@ def write_invented(results: Path) -> Path:
         columns=["frames", "clips", "slot_frac", "exact_frac", "order_frac", "t2v_r1", "qa_frac", "nll"],
     ).to_csv(results / "02_base" / "validation.csv", index=False)
     return results
+
+
+def _ranks(folder: Path) -> None:
+    arms = {"uniform": 1.2, "vision-heavy": 1.3, "text-heavy": 1.1, "relative": 1.15}
+    rows = [(domain, arm, *cell) for domain in DOMAINS for arm, nll in arms.items()
+            for cell in (("nll", nll, nll - 0.03, nll + 0.03), ("trainable_parameters", 102_144, "", ""))]
+    columns = ["domain", "arm", "metric", "value", "low", "high"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "summary.csv", index=False)
+    regret = pd.DataFrame([(arm, nll - 1.1) for arm, nll in arms.items()], columns=["arm", "worst"])
+    regret.to_csv(folder / "regret.csv", index=False)
+    parts = ("vision", "fusion", "text")
+    layers = [(domain, arm, seed, place, f"layer.{place}", part, 2 + place) for domain in DOMAINS
+              for arm in arms for seed in (0, 1) for place, part in enumerate(parts)]  # fmt: skip
+    columns = ["domain", "arm", "seed", "place", "layer", "modality", "rank"]
+    pd.DataFrame(layers, columns=columns).to_csv(folder / "ranks.csv", index=False)
+    claims = [(domain, f"relative_vs_{other}", "nll", arms[other] - 1.15, claim, verdict)
+              for domain in DOMAINS for other, claim, verdict in (
+                  ("uniform", "greater", "supported"), ("vision-heavy", "no_worse", "supported"),
+                  ("text-heavy", "no_worse", "undecided"))]  # fmt: skip
+    tests = pd.DataFrame(claims, columns=["domain", "comparison", "metric", "value", "claim", "verdict"])
+    tests = tests.assign(low=tests["value"] - 0.02, high=tests["value"] + 0.02, p=0.01, p_holm=0.02)
+    tests = tests.assign(margin=0.05, smallest_effect=0.04)
+    shown = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
+             "smallest_effect", "verdict"]  # fmt: skip
+    tests[shown].to_csv(folder / "tests.csv", index=False)
 
 
 def _architectures(folder: Path) -> None:

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command("list", _list, "notebooks with their claims and costs")
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
-    part = command("pdf", _pdf, "build the paper from a profile's results, or from `reference`, the committed")
+    part = command("pdf", _pdf, "build the paper from a profile's results, or from `reference`")
     part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
     part = command("verify", _verify, "hold a profile's results and all claims against the reference")
     part.add_argument("--seal", action="store_true", help="take results, figures and prose as they are first")
@@ -109,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--licence", metavar="NAME", help="of the weights (default: undecided)")
     part.set_defaults(command=_card)
     part = commands.add_parser("gpu-check", help="try what needs a GPU on this machine's",
-                               description="Try NF4, paged optimizer, memory counters, a checkpoint, gates, "
-                               "and the lean step on CUDA; exit code 1 without CUDA or where something fails.")
+                               description="Try NF4, paged optimizer, memory counters, a checkpoint, gates "
+                               "and the lean step on CUDA; exit code 1 without it or where something fails.")
     part.add_argument("--csv", type=Path, metavar="FILE", help="default: results/gpu_check.csv")
     part.set_defaults(command=_gpu_check)
     data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))

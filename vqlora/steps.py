@@ -28,9 +28,10 @@ from vqlora.store import whole_file
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
          "05_temporal": ("01_data",), "06_ranks": ("01_data",), "07_frames": ("01_data",),
          "08_bits": ("01_data",), "13_architectures": (), "14_checkpoints": ("01_data",),
-         "90_figures": ("01_data", "02_base", "03_main", "05_temporal", "07_frames", "08_bits"),
-         "91_tables": ("01_data", "02_base", "03_main", "05_temporal", "07_frames", "08_bits",
-                       "13_architectures")}
+         "90_figures": ("01_data", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames",
+                        "08_bits"),
+         "91_tables": ("01_data", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames",
+                       "08_bits", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
          "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},

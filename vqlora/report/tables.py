@@ -20,6 +20,7 @@ from vqlora.report.keys import (
     format_number,
     latex_text,
 )
+from vqlora.report.rank_tables import RANK_TABLES
 
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
 
@@ -320,6 +321,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "gate_size": gate_size_table,
     **GATE_TABLES,
     "main": main_table,
+    **RANK_TABLES,
     "rates": rates_table,
     "settings": settings_table,
     "sweep": sweep_table,
