@@ -3,7 +3,7 @@
 #   make paper             all of it, into build/cpu/ (PROFILE=full for the reference settings)
 #   make test              the tests
 #   make smoke             the whole chain on tiny settings, into build/smoke/
-#   make 03                one notebook and what it needs; 00 01 02 03 06 07 08 13 90 91. 02 trains the base anew.
+#   make 03                one notebook and what it needs; 00 01 02 03 04 06 07 08 13 90 91. 02 trains the base anew.
 #   make figures tables    notebooks 90 and 91 with what they need
 #   make pdf               the paper from the committed reference results, without training
 #   make setup lint clean  environment; ruff; remove build/
@@ -17,7 +17,7 @@ PYTHON  ?= python3.11
 PYTEST_ARGS ?=
 
 VQLORA    := .venv/bin/vqlora
-NOTEBOOKS := 00 01 02 03 06 07 08 13 90 91
+NOTEBOOKS := 00 01 02 03 04 06 07 08 13 90 91
 export PYTHON
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
@@ -46,7 +46,7 @@ smoke: setup
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 $(PYTEST_ARGS)
 
-00 01 03 06 07 08 13 90 91: setup
+00 01 03 04 06 07 08 13 90 91: setup
 	$(VQLORA) notebook $@ --profile $(PROFILE)
 
 02: setup

@@ -26,11 +26,14 @@ from vqlora.store import whole_file
 
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
+         "04_cost": ("03_main",),
          "06_ranks": ("01_data",), "07_frames": ("01_data",), "08_bits": ("01_data",), "13_architectures": (),
-         "90_figures": ("01_data", "02_base", "03_main", "07_frames", "08_bits"),
-         "91_tables": ("01_data", "02_base", "03_main", "07_frames", "08_bits", "13_architectures")}
+         "90_figures": ("01_data", "02_base", "03_main", "04_cost", "07_frames", "08_bits"),
+         "91_tables": ("01_data", "02_base", "03_main", "04_cost", "07_frames", "08_bits",
+                       "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
+         "04_cost": {"name", "cost"},
          "06_ranks": {"name", "data", "base", "ranks"}, "07_frames": {"name", "data", "base", "frames"},
          "08_bits": {"name", "data", "base", "bits"}}
 SECTIONS = {"06_ranks": "ranks"}                             # a profile without it leaves the notebook out

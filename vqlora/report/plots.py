@@ -23,6 +23,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from vqlora.files import write_atomic  # noqa: E402
 from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
+from vqlora.report.cost_plots import COST_FIGURES  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
@@ -288,6 +289,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,
     "sample_sheet": sample_sheet,
+    **COST_FIGURES,
 }
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from vqlora.files import write_atomic
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
+from vqlora.report.cost_tables import COST_TABLES
 from vqlora.report.keys import (
     format_interval,
     format_number,
@@ -303,6 +304,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "sweep": sweep_table,
     "tests": tests_table,
     "textonly": textonly_table,
+    **COST_TABLES,
 }
 
 
