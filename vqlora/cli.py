@@ -38,7 +38,7 @@ PLAN_EXAMPLE = """examples:
 
 BENCH_EXAMPLE = """examples:
   vqlora bench --frames 4 8 16
-  vqlora bench --model SmolVLM-135M --arms qlora lean full --frames 16 --csv results/bench
+  vqlora bench --model SmolVLM-135M --arms qlora vqlora+lean full --frames 16 --csv results/bench
 """
 
 
@@ -120,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=PLAN_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter))
     _bench_options(commands.add_parser(
         "bench", help="what a training step costs by method, measured side by side",
-        description="Time and memory of training steps, each measurement in a process of its own, arms in "
-        "turn; ratios are taken within a round.", epilog=BENCH_EXAMPLE,
+        description="Memory of training steps, each in a process of its own, and their time, a step of "
+        "every arm in turn; ratios are taken within a round.", epilog=BENCH_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter))
     part = commands.add_parser("select", help="choose frames of a video",
                                description="Print the chosen frames of a video: number, seconds.")
@@ -163,16 +163,15 @@ def _plan_options(part: argparse.ArgumentParser) -> None:
 def _bench_options(part: argparse.ArgumentParser) -> None:
     add = part.add_argument
     add("--model", default="KineVLM", metavar="NAME", help="KineVLM (default) or SmolVLM-135M")
-    add("--arms", nargs="+", default=["qlora", "lean"], metavar="ARM",
-        help="qlora, lean (default both), qlora+ckpt, lean+ckpt, vqlora, lora, full")
+    add("--arms", nargs="+", default=["qlora", "vqlora+lean"], metavar="ARM",
+        help="qlora, lora, full, vqlora, lean, and so on; a wrong one lists all (default: qlora vqlora+lean)")
     add("--frames", nargs="+", type=int, default=[8], metavar="T", help="of a clip (default: 8)")
-    add("--ranks", nargs="+", type=int, default=[8], metavar="R", help="of every adapted layer (default: 8)")
-    add("--rounds", type=int, default=3, metavar="N", help="pairs of measurements (default: 3)")
-    add("--steps", type=int, default=3, metavar="N", help="timed in each process (default: 3)")
-    add("--pairs", type=int, default=5, metavar="N",
-        help="plain and lean steps in turn in one process, whose times are compared (default: 5)")
+    add("--ranks", nargs="+", type=int, default=[8], metavar="R",
+        help="of every adapted layer (default: 8); further ones at the last number of frames")
+    add("--rounds", type=int, default=5, metavar="N", help="steps of every arm, in turn (default: 5)")
     add("--batch", type=int, default=1, metavar="B", help="clips (default: 1)")
-    add("--work", type=Path, default=Path("build/bench"), metavar="DIR", help="checkpoints are made there")
+    add("--work", type=Path, default=Path("build/bench"), metavar="DIR",
+        help="checkpoints and what was measured; only what is new is measured")
     add("--csv", type=Path, metavar="DIR", help="write each table there")
     part.set_defaults(command=_bench)
 
@@ -381,19 +380,21 @@ def _plan(chosen: argparse.Namespace) -> int:
 
 
 def _bench(chosen: argparse.Namespace) -> int:
-    from vqlora.cost.bench import bench
-    from vqlora.cost.bench_pairs import bench_pairs, pair_table
-    from vqlora.cost.bench_tables import show, tables
+    import pandas as pd
+
+    from vqlora.cost.bench_study import measure_steps, measure_times
+    from vqlora.cost.bench_tables import costs, growth, ratios, show
+    from vqlora.experiments import CostModel
+    model = CostModel(model=chosen.model, batch=chosen.batch, frames=chosen.frames, at=chosen.frames[-1],
+                      rank=chosen.ranks[0], ranks=chosen.ranks[1:], rounds=chosen.rounds)
     try:
-        rows = bench(chosen.arms, model=chosen.model, frames=chosen.frames, ranks=chosen.ranks,
-                     rounds=chosen.rounds, steps=chosen.steps, batch=chosen.batch, work=chosen.work, say=say)
-        found = tables(rows)
-        if chosen.pairs:
-            paired = bench_pairs(model=chosen.model, frames=chosen.frames, pairs=chosen.pairs,
-                                 batch=chosen.batch, work=chosen.work, say=say)
-            found["pairs"] = pair_table(paired)
+        steps = measure_steps([model], chosen.arms, kept=chosen.work, say=say)
+        times = measure_times([model], chosen.arms, kept=chosen.work, say=say)
     except KeyError as fault:
         raise ConfigError(str(fault.args[0])) from fault
+    table = costs(steps, times)
+    grown = [growth(table, along).assign(along=along) for along in ("frames", "rank")]
+    found = {"costs": table, "ratios": ratios(steps, times), "growth": pd.concat(grown, ignore_index=True)}
     for name, table in found.items() if chosen.csv else ():
         from vqlora.runs import write_csv
         write_csv(chosen.csv / f"{name}.csv", table)

@@ -293,6 +293,57 @@ class HubSettings(MainSettings):
         return run.model_copy(update={"data": self.sources.get(domain)})
 
 
+STEP_ARMS = ("qlora", "lora", "full", "vqlora", "vqlora+lean", "vqlora+lean+ckpt")
+
+
+class CostModel(Settings):
+    """A model of `vqlora.cost.bench_models` whose steps are measured, and at which settings.
+
+    Frames vary at `rank`, ranks at `at` frames, where aims are read and answers timed as well.
+    """
+
+    model: str
+    batch: int = Field(1, ge=1)                              # clips
+    frames: tuple[int, ...] = Field((4, 16), min_length=1)   # a clip
+    at: int = 16
+    rank: int = Field(8, ge=1)
+    ranks: tuple[int, ...] = ()                              # others
+    rounds: int = Field(3, ge=1)                             # of timed steps, every arm once in each
+
+    @model_validator(mode="after")
+    def _usable(self) -> CostModel:
+        if self.at not in self.frames:
+            raise ValueError(f"at: {self.at}; allowed: one of frames, {', '.join(map(str, self.frames))}")
+        return self
+
+    def cases(self) -> tuple[dict[str, Any], ...]:
+        """(model, batch, frames, rank) of every setting, that of the aims first."""
+        pairs = [(self.at, self.rank), *((count, self.rank) for count in self.frames),
+                 *((self.at, rank) for rank in self.ranks)]
+        return tuple({"model": self.model, "batch": self.batch, "frames": frames, "rank": rank}
+                     for frames, rank in dict.fromkeys(pairs))
+
+
+class CostSettings(Settings):
+    """Notebook 04: what a step costs by method, model, frames and rank. The last model is the main one."""
+
+    arms: tuple[str, ...] = STEP_ARMS                        # names of `vqlora.cost.bench.ARMS`
+    models: tuple[CostModel, ...] = Field(
+        (CostModel(model="KineVLM", batch=8, frames=(4, 8, 16, 32), at=8, ranks=(2, 32), rounds=7),
+         CostModel(model="SmolVLM-135M")), min_length=1)
+
+    @model_validator(mode="after")
+    def _all_arms(self) -> CostSettings:
+        missing = [arm for arm in STEP_ARMS if arm not in self.arms]
+        if missing:
+            raise ValueError(f"arms: {missing[0]!r} is missing; claims and aims need {', '.join(STEP_ARMS)}")
+        return self
+
+    @property
+    def main(self) -> CostModel:
+        return self.models[-1]
+
+
 class Profile(Settings):
     """A named set of settings for the whole chain of notebooks; a profile is a file."""
 
@@ -304,6 +355,7 @@ class Profile(Settings):
     frames: FramesSettings | None = None                     # of notebook 07
     temporal: TemporalSettings | None = None                 # of notebook 05
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
+    cost: CostSettings | None = None                         # of notebook 04
     bits: BitsSettings | None = None                         # of notebook 08
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB

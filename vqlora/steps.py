@@ -26,19 +26,21 @@ from vqlora.store import whole_file
 
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
-         "05_temporal": ("01_data",), "06_ranks": ("01_data",), "07_frames": ("01_data",),
-         "08_bits": ("01_data",), "13_architectures": (), "14_checkpoints": ("01_data",),
-         "90_figures": ("01_data", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames",
+         "04_cost": ("03_main",), "05_temporal": ("01_data",), "06_ranks": ("01_data",),
+         "07_frames": ("01_data",), "08_bits": ("01_data",), "13_architectures": (),
+         "14_checkpoints": ("01_data",),
+         "90_figures": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
                         "08_bits"),
-         "91_tables": ("01_data", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames",
+         "91_tables": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
                        "08_bits", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
+         "04_cost": {"name", "cost"},
          "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
          "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
          "14_checkpoints": {"name", "data", "hub", "card"}}
 # The section of a profile that a notebook is about: a profile without it leaves the notebook out.
-SECTIONS = {"00_tour": "main", "01_data": "data", "02_base": "main", "03_main": "main",
+SECTIONS = {"00_tour": "main", "01_data": "data", "02_base": "main", "03_main": "main", "04_cost": "cost",
             "05_temporal": "temporal", "06_ranks": "ranks", "07_frames": "frames", "08_bits": "bits",
             "13_architectures": "bits", "14_checkpoints": "hub", "90_figures": "main", "91_tables": "main"}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from vqlora.files import write_atomic  # noqa: E402
 from vqlora.report.bit_plots import bits_quality, planner  # noqa: E402
 from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
+from vqlora.report.cost_plots import COST_FIGURES  # noqa: E402
 from vqlora.report.gate_plots import GATE_FIGURES  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
 from vqlora.report.rank_plots import RANK_FIGURES  # noqa: E402
@@ -268,6 +269,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "learning_rates": learning_rates,
     "planner": planner,
     "sample_sheet": sample_sheet,
+    **COST_FIGURES,
 }
 
 

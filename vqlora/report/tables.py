@@ -14,6 +14,7 @@ import pandas as pd
 from vqlora.files import write_atomic
 from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
+from vqlora.report.cost_tables import COST_TABLES
 from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.report.keys import (
     format_interval,
@@ -327,6 +328,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "sweep": sweep_table,
     "tests": tests_table,
     "textonly": textonly_table,
+    **COST_TABLES,
     **{name: build for name, build in BIT_TABLES.items() if name not in WAITING},
 }
 
