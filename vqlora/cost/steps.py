@@ -106,7 +106,11 @@ def _prefill(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
 def _token(model: nn.Module, before: Mapping[str, Tensor], cache: object) -> None:
     rows = before["input_ids"]
     mask = torch.ones(len(rows), rows.shape[1] + 1, dtype=torch.long, device=rows.device)
-    model(input_ids=rows[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True)
+    behind = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(getattr(inner, "model", None), "rope_deltas"):  # else placed by the mask, all tokens at once
+        behind["position_ids"] = torch.full((len(rows), 1), rows.shape[1], device=rows.device)
+    model(input_ids=rows[:, -1:], **behind)
 
 
 def _takes(model: nn.Module, name: str) -> bool:
