@@ -48,7 +48,9 @@ def tiny_decoder():
 def test_the_decoder_and_the_tower_are_those_they_were():
     decoder, tokenizer = tiny_decoder()
     kine = load_base("released")[0]
+    decoder.config.quantization_config = {"quant_method": "gguf"}  # as one read from a packed file has
     model, own = small.assemble(decoder, tokenizer, kine)
+    assert "quantization_config" not in model.config.text_config.to_dict()
     ids = torch.tensor([own.encode("a dog runs<end_of_utterance>")])
     assert ids[0, -1] == 5  # the decoder's own end of a turn
     with torch.no_grad():

@@ -100,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--licence", metavar="NAME", help="of the weights (default: undecided)")
     part.set_defaults(command=_card)
     part = commands.add_parser("gpu-check", help="try what needs a GPU",
-                               description="Try NF4, paged optimizer, memory counters, a checkpoint, gates and "
-                               "the lean step on CUDA; exit code 1 without it or where something fails.")
+                               description="Try NF4, paged optimizer, memory counters, a checkpoint, gates "
+                               "and the lean step on CUDA; exit code 1 without it or where something fails.")
     part.add_argument("--csv", type=Path, metavar="FILE", help="(default: results/gpu_check.csv)")
     part.set_defaults(command=_gpu_check)
     data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))
