@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 from vqlora.card import RECORD, has_record, make_card, write_card
 from vqlora.config import load_run
@@ -19,6 +20,7 @@ from vqlora.hub.batches import HubCollator, clip_seconds
 from vqlora.hub.checkpoint import load_model, read_checkpoint
 from vqlora.hub.evaluate import _Reader
 from vqlora.hub.run import stored_side
+from vqlora.reporting import reporting
 from vqlora.runs import _codes, run_grid
 from vqlora.store import RunStore, run_key
 from vqlora.zoo.checkpoints import tiny_checkpoint
@@ -134,6 +136,20 @@ def test_a_score_is_the_loss_of_its_row(folder):
             )
 
 
+def test_other_loggers_are_the_trainers_own(tmp_path):
+    model, arguments = torch.nn.Linear(1, 1), TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+
+    def kinds():
+        return {type(callback).__name__ for callback in Trainer(model, arguments).callback_handler.callbacks}
+
+    with reporting(("tensorboard",)):
+        assert "TensorBoardCallback" in kinds()
+    assert "TensorBoardCallback" not in kinds()
+    wrong = "report_to: .*wandbb is not supported.*wandb"
+    with pytest.raises(ValueError, match=wrong), reporting(("wandbb",)):
+        pass
+
+
 def test_frames_are_kept_as_squares_only_where_the_class_squeezes_them_so(folder):
     sides = {}
     for name in ("smolvlm", "llava_onevision", "qwen2_5_vl", "llava_next_video"):
@@ -144,7 +160,7 @@ def test_frames_are_kept_as_squares_only_where_the_class_squeezes_them_so(folder
 
 def test_identity_of_hub_runs(folder):
     settings = settings_of(folder, "llava_onevision")
-    same = settings.model_copy(update={"save_to": None, "label": "x"})
+    same = settings.model_copy(update={"save_to": None, "label": "x", "report_to": ("wandb",)})
     other = settings.model_copy(update={"prompt": "What happens?"})
     keys = [run_key(one, "d", "b", "c") for one in (settings, same, other)]
     assert keys[0] == keys[1] != keys[2]

@@ -108,10 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("folder", metavar="DIR", help="a model saved by vqlora")
     part.add_argument("--licence", metavar="NAME", help="of the weights (default: undecided)")
     part.set_defaults(command=_card)
-    part = commands.add_parser("gpu-check", help="try what needs a GPU on this machine's",
+    part = commands.add_parser("gpu-check", help="try what needs a GPU",
                                description="Try NF4, paged optimizer, memory counters, a checkpoint, gates "
                                "and the lean step on CUDA; exit code 1 without it or where something fails.")
-    part.add_argument("--csv", type=Path, metavar="FILE", help="default: results/gpu_check.csv")
+    part.add_argument("--csv", type=Path, metavar="FILE", help="(default: results/gpu_check.csv)")
     part.set_defaults(command=_gpu_check)
     data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))
     _plan_options(commands.add_parser(

@@ -94,6 +94,7 @@ class RunSettings(Settings):
     base: str = "released"                                   # or a checkpoint: folder or hub id
     prompt: str | None = Field(None, min_length=1)           # asks for a caption; of a checkpoint
     save_to: str | None = None                               # folder for the trained model
+    report_to: tuple[str, ...] = ()                          # beside TensorBoard, as the Trainer names them
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Field(1, ge=1)
     gradient_checkpointing: bool = False

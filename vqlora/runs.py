@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -132,7 +133,8 @@ def executed(store: RunStore, key: str, settings: RunSettings, code: str, data_r
     """
     execute = execute or importlib.import_module(_module(settings)).execute
     began, to = time.perf_counter(), {"save_to": settings.save_to} if settings.save_to else {}
-    result = execute(settings, data_root, store.work(key), **to)
+    with _reporting(settings):
+        result = execute(settings, data_root, store.work(key), **to)
     made = provenance(store.root, code=code, processes=processes.count())
     if result is not None:
         cost = {**result.cost, "wall_s": time.perf_counter() - began}
@@ -161,6 +163,13 @@ def expected_s(settings: RunSettings) -> float:
     training = 0.0 if settings.arm == "frozen" else settings.steps * rows * 1.0
     judged = len(settings.judge) * len(settings.judge_frames) * (settings.eval_clips + settings.judge_clips)
     return 6.0 + training + (judged / 100.0 if judged else settings.eval_clips / 256 * 10.0)
+
+
+def _reporting(settings: RunSettings):
+    """Around training: loggers beside TensorBoard, where some are asked for."""
+    if not settings.report_to:
+        return nullcontext()
+    return importlib.import_module("vqlora.reporting").reporting(settings.report_to)
 
 
 def _module(settings: RunSettings) -> str:

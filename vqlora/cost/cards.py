@@ -1,6 +1,7 @@
 """Whether the runs of a comparison fit a card, by plans made from the checkpoints' published shapes.
 
     plan_cards(load_profile("gpu").hub[0])     # card, arm, bits, frames, batch, train_gb, room_gb, fits
+    python -m vqlora.cost.cards                # the arms that take most, into results/gpu_plan.csv; minutes
 """
 
 from __future__ import annotations
@@ -67,3 +68,23 @@ def plan_cards(compared: HubSettings, cards: Sequence[str] = (), arms: Sequence[
                 }
             )
     return pd.DataFrame(rows)
+
+
+def main(profile: str = "gpu", arms: Sequence[str] = ("lora", "vqlora")) -> None:
+    """Plan every comparison of a profile on every card and write `results/gpu_plan.csv`."""
+    import pandas as pd
+
+    from vqlora.experiments import load_profile
+    from vqlora.notebooks import repository
+    from vqlora.store import write_csv
+
+    root = repository()
+    tables = [
+        plan_cards(compared, arms=arms).assign(shape=compared.shape)
+        for compared in load_profile(profile, root).hub
+    ]
+    write_csv(root / "results" / "gpu_plan.csv", pd.concat(tables)[["shape", *tables[0].columns[:-1]]])
+
+
+if __name__ == "__main__":
+    main()

