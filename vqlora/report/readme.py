@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vqlora.console import duration
+from vqlora.experiments import load_profile
 from vqlora.files import write_atomic
 from vqlora.report.cells import Table, read_csv
+from vqlora.report.claims import judge_claims, load_claims
 from vqlora.report.keys import format_number
 from vqlora.report.tables import TABLES
 
@@ -28,7 +31,23 @@ def kills_table(results: Path) -> Table:
     return Table(heads, tuple(rows))
 
 
-README_TABLES = {**TABLES, "kills": kills_table}
+def claims_map(results: Path) -> Table:
+    """Every claim of `paper/claims.yaml`: what was found, verdict, notebook, the time that takes, key.
+
+    The time is what the profile `cpu` states, or `full` where that alone runs the notebook.
+    """
+    root, rows = Path(results).parent, []
+    costs = [load_profile(name, root).expected_s for name in ("full", "cpu")]
+    known = {**costs[0], **costs[1]}
+    for judged in judge_claims(load_claims(root / "paper" / "claims.yaml"), Path(results)):
+        notebook, claim = judged.claim.notebook, judged.claim
+        cost = duration(known[notebook]) if notebook in known else "--"
+        key = rf"`{claim.key}`" + (rf" against `{claim.against}`" if claim.against else "")
+        rows.append((claim.claim, judged.found, judged.verdict, notebook, cost, key.replace("_", r"\_")))
+    return Table(("Claim", "Found", "Verdict", "Notebook", "Takes", "Key"), tuple(rows), left=6)
+
+
+README_TABLES = {**TABLES, "kills": kills_table, "claims": claims_map}
 
 
 def fill(text: str, results: Path) -> str:
