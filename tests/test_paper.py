@@ -155,6 +155,29 @@ def test_every_key_is_in_the_results_at_hand(folder):
     assert sorted(keys_used(paper_text()) - set(collect(results))) == []
 
 
+FINDING = (
+    r"\b(?:beats?|better|worse|lowers?|higher|less|fewer|equals?|equivalent|saves?|closes|loses?|gains?|wins?)\b"
+)
+
+
+def unclaimed_findings(text: str) -> list[str]:
+    """Sentences that compare or find something without a claim to take their words from."""
+    argument = r"\s*%?\s*\{(?:[^{}]|\{[^{}]*\})*\}"
+    text = re.sub(rf"\\vqclaim\{{[^{{}}]*\}}(?:{argument}){{4}}", "", text)
+    sentences = re.split(r"(?<=[.:;])\s", re.sub(r"\s+", " ", text))
+    return [x for x in sentences if re.search(FINDING, x) and "vqstates" not in x and r"\cite" not in x]
+
+
+@pytest.mark.parametrize("section", ["abstract", "conclusion"])
+def test_every_finding_is_a_claim(section):
+    assert unclaimed_findings(read(PAPER / "sections" / f"{section}.tex")) == []
+
+
+def test_the_check_finds_unclaimed_findings():
+    text = r"It beats LoRA. It \vqclaim{a}{saves \vqfound{a}}{saves less}{}{} memory. \vqstates{b}It is better."
+    assert unclaimed_findings(text) == ["It beats LoRA."]
+
+
 def test_every_reference_exists_and_is_cited():
     cited = {
         key.strip()

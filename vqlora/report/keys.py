@@ -271,7 +271,7 @@ def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str, verified: st
 
 
 def write_keys(
-    results: Path, generated: Path, profile: str, verified: str = UNVERIFIED
+    results: Path, generated: Path, profile: str, *, verified: str = UNVERIFIED
 ) -> dict[str, Value]:
     """Write ``<generated>/keys.tex`` for a results folder and return the keys."""
     keys = collect(results)

@@ -75,7 +75,7 @@ def write_parts(
     results, out = results or results_dir(profile, root), out or paper_dir(profile, root)
     written = []
     if tables:
-        write_keys(results, out / "generated", profile, verified)
+        write_keys(results, out / "generated", profile, verified=verified)
         written += [out / "generated" / "keys.tex", *write_tables(results, out / "generated" / "tables")]
         written += write_claims(Path(root) / CLAIMS, results, out / "generated")
     if figures:
