@@ -43,12 +43,12 @@ setup:
 
 # The PDF depends on verified numbers; VERIFY=off builds it without, and its first page says so.
 VERIFY ?= on
-UNVERIFIED := $(if $(filter off,$(VERIFY)),--unverified)
+UNVERIFIED := $(if $(filter off,$(VERIFY)), --unverified)
 
 paper: setup
 	$(VQLORA) notebook --profile $(PROFILE)
 	$(if $(UNVERIFIED),,$(VQLORA) verify --profile $(PROFILE))
-	$(VQLORA) pdf --profile $(PROFILE) $(UNVERIFIED)
+	$(VQLORA) pdf --profile $(PROFILE)$(UNVERIFIED)
 
 smoke: setup
 	$(VQLORA) notebook --profile smoke
@@ -79,7 +79,7 @@ figures: 90
 tables: 91
 
 pdf: setup
-	$(VQLORA) pdf --profile reference $(UNVERIFIED)
+	$(VQLORA) pdf --profile reference$(UNVERIFIED)
 
 # What was made here, if anything was; else the reference alone.
 verify: setup

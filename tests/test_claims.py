@@ -66,6 +66,11 @@ def test_what_was_not_run_is_said_so_and_a_wrong_key_names_the_nearest(results):
         judged(results, key="main.language.qlora.train_byte", at_least=0.6)
 
 
+def test_a_small_profile_that_lacks_a_domain_has_not_run_its_claims(results):
+    claim = Claim(**{**MEMORY, "key": "main.bursts.qlora.train_bytes"}, at_least=0.6)
+    assert [j.verdict for j in judge_claims({"one": claim}, results, strict=False)] == ["not run"]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

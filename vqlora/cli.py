@@ -19,7 +19,11 @@ EXAMPLES = """examples:
   vqlora notebook 03 --profile cpu         make what notebook 03 needs, then notebook 03
   vqlora run my_run.yaml --profile smoke   one fine-tuning run from a settings file
   vqlora pdf --profile cpu                 the paper from results that are there
+<<<<<<< HEAD
   vqlora verify --profile cpu              those results against the reference, and every claim's verdict
+=======
+  vqlora verify --profile cpu              those results against the reference, and each claim's verdict
+>>>>>>> h09
   vqlora accept 03 --profile full          make notebook 03's results the reference
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
@@ -86,9 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     command("list", _list, "notebooks with their claims and costs")
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
+<<<<<<< HEAD
     part = command("pdf", _pdf, "build the paper from a profile's results, or from `reference`")
     part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
     part = command("verify", _verify, "hold a profile's results and all claims against the reference")
+=======
+    part = command("pdf", _pdf, "build the paper from a profile's results, or the committed `reference`")
+    part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
+    part = command("verify", _verify, "hold results against the reference, and claims against results")
+>>>>>>> h09
     part.add_argument("--seal", action="store_true", help="take results, figures and prose as they are first")
     part.add_argument("--quick", action="store_true", help="recompute only what takes seconds")
     part = command("accept", _accept, "make a notebook's results the reference")

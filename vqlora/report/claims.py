@@ -12,6 +12,7 @@ prints the number.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,14 +92,17 @@ def load_claims(path: Path) -> dict[str, Claim]:
     return claims
 
 
-def judge_claims(claims: Mapping[str, Claim], results: Path) -> list[Judged]:
+def judge_claims(claims: Mapping[str, Claim], results: Path, *, strict: bool = True) -> list[Judged]:
     """Every claim against a results folder, in the order of the file.
 
+    strict: a key that the results do not have is an error; else, for profiles with fewer domains or arms than
+    the reference, the claim counts as not run.
+
     Raises:
-        ResultsError: a claim names a key that the results do not have; the nearest one is named.
+        ResultsError: a claim names a key that is not there; the nearest one is named.
     """
     keys = collect(results)
-    return [_judge(name, claim, keys, Path(results)) for name, claim in claims.items()]
+    return [_judge(name, claim, keys, Path(results), strict) for name, claim in claims.items()]
 
 
 def verdict(
@@ -116,10 +120,11 @@ def verdict(
     return "denied" if high < floor or low > ceiling else "undecided"
 
 
-def _judge(name: str, claim: Claim, keys: Mapping[str, Value], results: Path) -> Judged:
+def _judge(name: str, claim: Claim, keys: Mapping[str, Value], results: Path, strict: bool) -> Judged:
     metric = "share_frac" if claim.measure in ("ratio", "reduction") else claim.key
     expected = _expected(claim, metric)
-    if not (results / claim.file).is_file():
+    asked = {f"{claim.key}.verdict" if claim.expect else claim.key, claim.against} - {None}
+    if not (results / claim.file).is_file() or not (strict or asked <= set(keys)):
         return Judged(name, claim, expected, "--", "not run")
     if claim.expect == "verdict":
         says, value = _key(name, f"{claim.key}.verdict", keys).text, keys.get(claim.key)
@@ -142,15 +147,18 @@ def _measured(name: str, claim: Claim, keys: Mapping[str, Value]) -> tuple[float
     if claim.measure == "value":
         return first
     second = _ends(_key(name, claim.against, keys))
-    combine = {"ratio": lambda a, b: a / b, "reduction": lambda a, b: 1 - a / b,
-               "difference": lambda a, b: a - b}[claim.measure]  # fmt: skip
+    combine = {
+        "ratio": lambda a, b: a / b if b else math.nan,
+        "reduction": lambda a, b: 1 - a / b if b else math.nan,
+        "difference": lambda a, b: a - b,
+    }[claim.measure]
     corners = [combine(a, b) for a, b in product(first[1:], second[1:])]
     return combine(first[0], second[0]), min(corners), max(corners)
 
 
 def _ends(value: Value) -> tuple[float, float, float]:
-    if isinstance(value.number, str):
-        raise ResultsError(f"{value.source}: {value.number!r} is not a number")
+    if isinstance(value.number, str):  # n/a: there was nothing to count
+        return math.nan, math.nan, math.nan
     return (value.number, *(value.ends or (value.number, value.number)))
 
 
@@ -209,7 +217,7 @@ def claims_table(judged: list[Judged]) -> Table:
 
 def write_claims(path: Path, results: Path, generated: Path) -> list[Path]:
     """Write ``<generated>/claims.tex`` and the table of published claims; the files written."""
-    judged = judge_claims(load_claims(path), results)
+    judged = judge_claims(load_claims(path), results, strict=False)
     table, folder = claims_table(judged), Path(generated)
     return [
         write_atomic(folder / "claims.tex", claims_tex(judged)),
