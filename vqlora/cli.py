@@ -12,18 +12,14 @@ from pathlib import Path
 from vqlora.config import ConfigError, load_run
 from vqlora.console import duration, lock, say
 from vqlora.data.command import data_options
-from vqlora.experiments import load_profile
+from vqlora.report import command as paper
 
 EXAMPLES = """examples:
   vqlora list                              what each notebook shows and what it costs
   vqlora notebook 03 --profile cpu         make what notebook 03 needs, then notebook 03
   vqlora run my_run.yaml --profile smoke   one fine-tuning run from a settings file
   vqlora pdf --profile cpu                 the paper from results that are there
-<<<<<<< HEAD
-  vqlora verify --profile cpu              those results against the reference, and every claim's verdict
-=======
   vqlora verify --profile cpu              those results against the reference, and each claim's verdict
->>>>>>> h09
   vqlora accept 03 --profile full          make notebook 03's results the reference
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
@@ -90,20 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     command("list", _list, "notebooks with their claims and costs")
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
-<<<<<<< HEAD
-    part = command("pdf", _pdf, "build the paper from a profile's results, or from `reference`")
+    part = command("pdf", paper.pdf, "build the paper from a profile's results, or the committed `reference`")
     part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
-    part = command("verify", _verify, "hold a profile's results and all claims against the reference")
-=======
-    part = command("pdf", _pdf, "build the paper from a profile's results, or the committed `reference`")
-    part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
-    part = command("verify", _verify, "hold results against the reference, and claims against results")
->>>>>>> h09
+    part = command("verify", paper.verify, "hold results against the reference, and claims against results")
     part.add_argument("--seal", action="store_true", help="take results, figures and prose as they are first")
     part.add_argument("--quick", action="store_true", help="recompute only what takes seconds")
-    part = command("accept", _accept, "make a notebook's results the reference")
+    part = command("accept", paper.accept, "make a notebook's results the reference")
     part.add_argument("notebook", metavar="NN", help="its number, e.g. 03")
-    command("html", _html, "export executed notebooks to build/PROFILE/html")
+    command("html", paper.html, "export executed notebooks to build/PROFILE/html")
     part = commands.add_parser("audit", help="table of a saved model's layers; exit code 1 on a silent fault")
     part.add_argument("folder", metavar="FOLDER", help="a model saved by vqlora, or a stock peft adapter")
     part.add_argument("--base", metavar="NAME", help="folder or hub id of the base (default: as recorded)")
@@ -237,82 +227,6 @@ def _run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _pdf(chosen: argparse.Namespace) -> int:
-    from vqlora.notebooks import repository
-    from vqlora.report.paper import build_pdf
-    from vqlora.report.readme import renew
-    root = repository()
-    in_place = chosen.profile == "reference" or load_profile(chosen.profile, root).in_place
-    if chosen.profile != "reference" and load_profile(chosen.profile, root).main is None:
-        say(f"profile {chosen.profile!r} has no section 'main': no paper is made of its results")
-        return 0
-    with lock(root / "build" / chosen.profile / "lock", "vqlora pdf"):
-        pdf = build_pdf(chosen.profile, root, verified=_verified(chosen, root))
-        if in_place:
-            with lock(root / "build" / "in_place.lock", "vqlora pdf"):
-                publish(pdf.parent, root)
-    if chosen.profile == "reference":
-        renew(root)
-    print(os.path.relpath(pdf))
-    return 0
-
-
-def _verified(chosen: argparse.Namespace, root: Path) -> str:
-    """What the PDF says of its numbers. Raises PaperError where they do not hold."""
-    from vqlora.report.keys import UNVERIFIED
-    from vqlora.report.paper import PaperError
-    from vqlora.report.verify import verify
-    if chosen.unverified:
-        return UNVERIFIED
-    if chosen.profile == "smoke":
-        return "Not verified: the numbers of smoke mean nothing."
-    found = verify(chosen.profile, root, quick=True)
-    if not found.ok:
-        raise PaperError(f"not built, {len(found.failures)} checks fail: {found.failures[0]} (`vqlora verify "
-                         f"--profile {chosen.profile}` shows all; --unverified builds it and says so)")
-    return found.stamp()
-
-
-def _verify(chosen: argparse.Namespace) -> int:
-    from vqlora.notebooks import repository
-    from vqlora.report.seal import write_seal
-    from vqlora.report.verify import show, verify
-    root = repository()
-    if chosen.seal:
-        say("sealed:", *(os.path.relpath(path) for path in write_seal(root)))
-    found = verify(chosen.profile, root, quick=chosen.quick)
-    show(found)
-    return 0 if found.ok else 1
-
-
-def _accept(chosen: argparse.Namespace) -> int:
-    from vqlora.notebooks import repository
-    from vqlora.report.accept import accept
-    from vqlora.report.paper import REFERENCE, paper_dir, write_parts
-    from vqlora.report.readme import renew
-    from vqlora.report.seal import write_seal
-    from vqlora.steps import find, steps
-    root = repository()
-    name = find(chosen.notebook, root)
-    step = steps([name], chosen.profile, root)[-1]
-    with lock(root / "build" / chosen.profile / "lock", "vqlora accept"):
-        for path in accept(name, chosen.profile, root, up_to_date=step.up_to_date()):
-            print(os.path.relpath(path))
-        write_parts(REFERENCE, root)                         # figures and README follow the new reference
-        publish(paper_dir(REFERENCE, root), root)
-        renew(root)
-        write_seal(root)
-    return 0
-
-
-def _html(chosen: argparse.Namespace) -> int:
-    from vqlora.notebooks import repository
-    from vqlora.report.html import export
-    for path in export(repository() / "build" / chosen.profile):
-        print(os.path.relpath(path))
-    return 0
-
-
 def _audit(chosen: argparse.Namespace) -> int:
     import torch
 
@@ -414,18 +328,6 @@ def _bench(chosen: argparse.Namespace) -> int:
 
 class SelectError(Exception):
     """A request to `vqlora select` that cannot be met; the message is for the user."""
-
-
-def publish(paper: Path, root: Path) -> None:
-    """Copy a built paper's figures and generated LaTeX to figures/ and paper/generated/, where different."""
-    from vqlora.store import whole_file
-    for part, target in (("figures", root / "figures"), ("generated", root / "paper" / "generated")):
-        source = paper / part
-        for path in sorted(path for path in source.rglob("*") if path.is_file()):
-            copy, data = target / path.relative_to(source), path.read_bytes()
-            if not copy.is_file() or copy.read_bytes() != data:
-                with whole_file(copy) as temporary:
-                    temporary.write_bytes(data)
 
 
 if __name__ == "__main__":

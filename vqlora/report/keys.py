@@ -284,11 +284,7 @@ def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str, verified: st
 
 
 def write_keys(
-<<<<<<< HEAD
-    results: Path, generated: Path, profile: str, verified: str = UNVERIFIED, checked: Path | None = None
-=======
-    results: Path, generated: Path, profile: str, *, verified: str = UNVERIFIED
->>>>>>> h09
+    results: Path, generated: Path, profile: str, *, verified: str = UNVERIFIED, checked: Path | None = None
 ) -> dict[str, Value]:
     """Write ``<generated>/keys.tex`` for a results folder and return the keys."""
     keys = collect(results, checked)

@@ -75,12 +75,8 @@ def write_parts(
     results, out = results or results_dir(profile, root), out or paper_dir(profile, root)
     written = []
     if tables:
-<<<<<<< HEAD
         checked = Path(root, "results", "gpu_check.csv")
-        write_keys(results, out / "generated", profile, verified, checked)
-=======
-        write_keys(results, out / "generated", profile, verified=verified)
->>>>>>> h09
+        write_keys(results, out / "generated", profile, verified=verified, checked=checked)
         written += [out / "generated" / "keys.tex", *write_tables(results, out / "generated" / "tables")]
         written += write_claims(Path(root) / CLAIMS, results, out / "generated")
     if figures:

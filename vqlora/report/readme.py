@@ -9,12 +9,8 @@ from vqlora.console import duration
 from vqlora.experiments import load_profile
 from vqlora.files import write_atomic
 from vqlora.report.cells import Table, read_csv
-<<<<<<< HEAD
-from vqlora.report.keys import format_number, gpu_status
-=======
 from vqlora.report.claims import judge_claims, load_claims
-from vqlora.report.keys import format_number
->>>>>>> h09
+from vqlora.report.keys import format_number, gpu_status
 from vqlora.report.tables import TABLES
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,7 +31,6 @@ def kills_table(results: Path) -> Table:
     return Table(heads, tuple(rows))
 
 
-<<<<<<< HEAD
 def gpu_table(results: Path) -> Table:
     """What `make gpu-check` came to; one cell as long as nobody has run it."""
     path = Path(results, "gpu_check.csv")
@@ -46,8 +41,6 @@ def gpu_table(results: Path) -> Table:
         (row.name.replace("_", " "), f"{row.value:.4g}", row.unit, row.status) for row in rows))  # fmt: skip
 
 
-README_TABLES = {**TABLES, "gpu": gpu_table, "kills": kills_table}
-=======
 def claims_map(results: Path) -> Table:
     """Every claim of `paper/claims.yaml`: what was found, verdict, notebook, the time that takes, key.
 
@@ -64,8 +57,7 @@ def claims_map(results: Path) -> Table:
     return Table(("Claim", "Found", "Verdict", "Notebook", "Takes", "Key"), tuple(rows), left=6)
 
 
-README_TABLES = {**TABLES, "kills": kills_table, "claims": claims_map}
->>>>>>> h09
+README_TABLES = {**TABLES, "claims": claims_map, "gpu": gpu_table, "kills": kills_table}
 
 
 def fill(text: str, results: Path) -> str:
