@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from invented_bits import write_bits
 from PIL import Image
 
+from vqlora.cost import bench_tables, claims
+from vqlora.experiments import CostModel
 from vqlora.gate_study import overall
 from vqlora.selection.gains import closed_gap, summary
 
@@ -17,13 +20,18 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
-    for folder in ("01_data", "02_base", "03_main", "05_temporal", "07_frames", "13_architectures"):
+    for folder in ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks",
+                   "07_frames", "08_bits", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
+    _cost(results / "03_main")
     _data(results / "01_data")
     _gates(results / "05_temporal")
+    _ranks(results / "06_ranks")
     _frames(results / "07_frames")
+    write_bits(results / "08_bits")
     _architectures(results / "13_architectures")
+    _cost(results / "04_cost")
     pd.DataFrame(
         [
             ["uniform", 512, 0.81, 0.62, 0.96, 0.72, 0.7, 0.31],
@@ -33,6 +41,31 @@ def write_invented(results: Path) -> Path:
         columns=["frames", "clips", "slot_frac", "exact_frac", "order_frac", "t2v_r1", "qa_frac", "nll"],
     ).to_csv(results / "02_base" / "validation.csv", index=False)
     return results
+
+
+def _ranks(folder: Path) -> None:
+    arms = {"uniform": 1.2, "vision-heavy": 1.3, "text-heavy": 1.1, "relative": 1.15}
+    rows = [(domain, arm, *cell) for domain in DOMAINS for arm, nll in arms.items()
+            for cell in (("nll", nll, nll - 0.03, nll + 0.03), ("trainable_parameters", 102_144, "", ""))]
+    columns = ["domain", "arm", "metric", "value", "low", "high"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "summary.csv", index=False)
+    regret = pd.DataFrame([(arm, nll - 1.1) for arm, nll in arms.items()], columns=["arm", "worst"])
+    regret.to_csv(folder / "regret.csv", index=False)
+    parts = ("vision", "fusion", "text")
+    layers = [(domain, arm, seed, place, f"layer.{place}", part, 2 + place) for domain in DOMAINS
+              for arm in arms for seed in (0, 1) for place, part in enumerate(parts)]  # fmt: skip
+    columns = ["domain", "arm", "seed", "place", "layer", "modality", "rank"]
+    pd.DataFrame(layers, columns=columns).to_csv(folder / "ranks.csv", index=False)
+    claims = [(domain, f"relative_vs_{other}", "nll", arms[other] - 1.15, claim, verdict)
+              for domain in DOMAINS for other, claim, verdict in (
+                  ("uniform", "greater", "supported"), ("vision-heavy", "no_worse", "supported"),
+                  ("text-heavy", "no_worse", "undecided"))]  # fmt: skip
+    tests = pd.DataFrame(claims, columns=["domain", "comparison", "metric", "value", "claim", "verdict"])
+    tests = tests.assign(low=tests["value"] - 0.02, high=tests["value"] + 0.02, p=0.01, p_holm=0.02)
+    tests = tests.assign(margin=0.05, smallest_effect=0.04)
+    shown = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
+             "smallest_effect", "verdict"]  # fmt: skip
+    tests[shown].to_csv(folder / "tests.csv", index=False)
 
 
 def _architectures(folder: Path) -> None:
@@ -75,6 +108,45 @@ def _gates(folder: Path) -> None:
     pd.DataFrame(layers, columns=columns).to_csv(folder / "gates.csv", index=False)
 
 
+def _cost(folder: Path) -> None:
+    """What notebook 04 makes of steps that are made up, by its own functions."""
+    peaks = {"qlora": 9e7, "lora": 9e7, "full": 1.4e8, "vqlora": 9.2e7, "vqlora+lean": 4e7,
+             "vqlora+lean+ckpt": 3e7}  # fmt: skip
+    parts = {"weights_bytes": 1.6e8, "constants_bytes": 3e6, "adapters_bytes": 1e7, "optimizer_bytes": 2e7,
+             "peak.gradients_bytes": 1e6, "peak.logits_bytes": 2e6, "peak.working_bytes": 0.0}  # fmt: skip
+    cases = [("A", frames, 8) for frames in (2, 4, 8)] + [("A", 4, 2), ("A", 4, 32), ("B-1M", 4, 8)]
+    steps = [{"model": model, "frames": frames, "rank": rank, "batch": 1, "arm": arm, "tokens": 9 * frames,
+              "loss": 1.0, "trainable_parameters": 1000 * rank if arm != "full" else 400000, **parts,
+              "peak_bytes": peak * frames + 2e5 * rank, "peak.activations_bytes": peak * frames - 4e6,
+              "static_bytes": 1.73e8, "total_bytes": 1.93e8 + peak * frames + 2e5 * rank,
+              "resident_bytes": 9e8, "flops": 1e9 * frames}
+             for model, frames, rank in cases for arm, peak in peaks.items()]  # fmt: skip
+    steps = pd.DataFrame(steps)
+    named = steps[["model", "frames", "rank", "batch", "arm"]]
+    times = pd.concat([named.assign(round=n, cpu_s=steps["peak_bytes"] / 1e8 + n / 10, wall_s=1.0)
+                       for n in (1, 2, 3)])  # fmt: skip
+    table, against = bench_tables.costs(steps, times), bench_tables.ratios(steps, times)
+    along = {name: bench_tables.growth(table, name) for name in ("frames", "rank")}
+    grown = pd.concat([fits.assign(along=name) for name, fits in along.items()])
+    answers = pd.DataFrame([("B-1M", bits, merged, 4, 8, 0.5, 0.05, 1e8, 1e7, 1.1e8, 9e8)
+                            for bits in ("nf4", "bf16") for merged in (False, True)],
+                           columns=["model", "bits", "merged", "frames", "rank", "first_token_s",
+                                    "next_token_s", "static_bytes", "peak_bytes", "total_bytes",
+                                    "resident_bytes"])  # fmt: skip
+    losses = claims.quality_losses(pd.read_csv(folder.parent / "03_main" / "runs.csv"))
+    main = CostModel(model="B-1M", frames=(4,), at=4)
+    written = {
+        "runs": steps, "times": times, "ratios": against, "growth": grown, "answers": answers,
+        "quality": losses, "claims": claims.judge_claims(table, against, losses),
+        "aims": claims.judge_aims(against, "B-1M", 4, 8),
+        "summary": bench_tables.cost_summary(main, table, against, along["frames"], answers),
+        "gpu": pd.DataFrame([("a path & more", "CUDA", "as it is", "not run")],
+                            columns=["path", "device", "what", "status"]),
+    }  # fmt: skip
+    for name, frame in written.items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+
+
 def _frames(folder: Path) -> None:
     gains = {"uniform": 0.0, "packets": 0.1, "cumulative-coverage": 0.2, "segments": 0.25, "top-k": -0.1,
              "oracle": 0.3}  # fmt: skip
@@ -96,6 +168,12 @@ def _frames(folder: Path) -> None:
 
 
 def _main(folder: Path) -> None:
+    scored = ("token_accuracy_frac", "slot_frac", "cider", "qa_frac")
+    pd.DataFrame(
+        [(domain, arm, seed, *[(0.6 if arm == "full" else 0.55) + seed / 50] * 4)
+         for domain in DOMAINS for arm in ("full", "qlora") for seed in (0, 1, 2)],
+        columns=["domain", "arm", "seed", *scored],
+    ).to_csv(folder / "runs.csv", index=False)  # fmt: skip
     rows, sweep, tests = [], [], []
     for shift, domain in enumerate(DOMAINS):
         for arm, nll in ARMS.items():
@@ -185,6 +263,12 @@ def _main(folder: Path) -> None:
         ],
         columns=["metric", "value"],
     ).to_csv(folder / "settings.csv", index=False)
+
+
+def _cost(folder: Path) -> None:
+    rows = [(f"{n:016x}", 60.0 + n, 20.0, 1.5e9) for n in (1, 1, 2)]
+    columns = ["key", "train_cpu_s", "eval_cpu_s", "resident_peak_bytes"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "cost.csv", index=False)
 
 
 def _data(folder: Path) -> None:

@@ -52,7 +52,8 @@ def fine_tune(inputs: Path, out: Path, light: bool) -> None:
     judged = {"judge": ("uniform", "random"), "judge_frames": (2, 4)} if light else {}
     settings = RunSettings(
         experiment="kill", arm="vqlora", bits="nf4", domain=DOMAIN, seed=0, rank=4, dropout=0.1, frames=2,
-        learning_rate=1e-2, steps=STEPS, batch_size=2, train_clips=CLIPS["train"], eval_clips=CLIPS["val"],
+        layers="attention", modalities=("vision", "text"), learning_rate=1e-2, steps=STEPS, batch_size=2,
+        train_clips=CLIPS["train"], eval_clips=CLIPS["val"],
         base=str(inputs / "base"), compute_dtype="fp32", **judged)  # fmt: skip
     run_grid([settings], RunStore(out), 0 if light else 1, data_root=inputs)
 
@@ -228,10 +229,10 @@ def ready(light: bool) -> Iterator[Path]:
     """A folder with what all commands read: a tiny base and rendered clips."""
     if light:
         os.environ["OMP_NUM_THREADS"] = "1"
+        here = str(Path(__file__).parent)  # the server is told nothing of sys.path
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["vqlora.train", "vqlora.runs", "vqlora.adapter", "pandas",
-                                        "vqlora.selection.judge", "vqlora.pretrain",
-                                        "vqlora.data.kinemoji.encode"])
+        context.set_forkserver_preload(["warm"])
     from vqlora.base import tiny
     from vqlora.data.kinemoji.language import vocabulary
     from vqlora.data.kinemoji.write import write_domain

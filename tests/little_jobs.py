@@ -9,3 +9,10 @@ def double(job):
         raise ValueError("odd job")
     print("chatter on standard output")
     return {"twice": 2 * job["n"]}
+
+
+def halved(number: int, work) -> int:
+    """A measurement of `vqlora.cost.apart`."""
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2

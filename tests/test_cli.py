@@ -7,6 +7,7 @@ import pytest
 from test_notebooks import ROOT, notebook
 
 from vqlora import cli, runs
+from vqlora.report import command
 from vqlora.store import RunResult
 
 
@@ -103,6 +104,6 @@ def test_publish_copies_what_differs_and_nothing_else(tmp_path):
     same = root / "figures" / "a.pdf"
     same.write_text("figures/a.pdf")
     before = same.stat().st_mtime_ns
-    cli.publish(paper, root)
+    command.publish(paper, root)
     assert (root / "paper" / "generated" / "tables" / "main.tex").read_text() == "generated/tables/main.tex"
     assert same.stat().st_mtime_ns == before and not (root / "main.pdf").exists()

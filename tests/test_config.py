@@ -42,11 +42,13 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_committed_profile_is_valid_and_compares_all_arms_on_all_domains(name):
     profile = load_profile(name, ROOT)
-    runs = profile.main.runs()
-    main = profile.main
-    assert len(runs) == len(set(runs)) == len(main.domains) * len(main.arms) * len(main.seeds)
-    assert {run.seed for run in main.sweep_runs()}.isdisjoint(main.seeds)
-    assert all(run.eval_part == "val" for run in main.sweep_runs())
+    compared = [profile.main] if profile.main else profile.hub
+    assert compared
+    for main in compared:
+        runs = main.runs()
+        assert len(runs) == len(set(runs)) == len(main.domains) * len(main.arms) * len(main.seeds)
+        assert {run.seed for run in main.sweep_runs()}.isdisjoint(main.seeds)
+        assert all(run.eval_part == "val" for run in main.sweep_runs())
 
 
 def test_smoke_stays_out_of_figures_and_paper():

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-from vqlora import metrics
+from vqlora import meteor, metrics
+from vqlora.base import RELEASED
 
 REFERENCE = Path(__file__).parent / "reference"
 CAPTIONS = json.loads((REFERENCE / "captions.json").read_text(encoding="utf-8"))
@@ -121,13 +123,35 @@ def test_without_java_one_line_says_what_to_install(monkeypatch, tmp_path):
     assert metrics.find_java() == java
 
 
+def test_paraphrases_of_few_words_give_the_scores_of_all(scorer):
+    words = frozenset(AutoTokenizer.from_pretrained(RELEASED).get_vocab())
+    said, told = ["the next three", "a fox moves up"], [["the next 3"], ["the fox moves"]]
+    few = metrics.MeteorProcess(words=words)
+    total, each = few.score(said, told)
+    assert few._words and (total, *each) == (whole := scorer._meteor.score(said, told))[:1] + tuple(whole[1])
+    assert each[0] > 0.6  # by a paraphrase: no word is lost that could have matched
+    few.close()
+
+
+def test_meteor_takes_the_whole_table_at_the_first_unknown_word(fake, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(meteor, "paraphrases_of", lambda words: asked.append(words) or tmp_path / "few.gz")
+    java, log = fake
+    process = metrics.MeteorProcess(java, words=["a", "Dog", "x-ray"])
+    for caption, starts in (("a dog", 1), ("dog a", 1), ("an x", 2), ("a", 2)):
+        process.score([caption], [["a dog"]])
+        assert log.read_text().count("start") == starts
+    assert asked == [{"a", "dog"}]
+    process.close()
+
+
 def test_meteor_stays_open_keeps_what_it_knows_and_is_closed(fake):
     java, log = fake
-    with metrics.CaptionScorer(meteor=(meteor := metrics.MeteorProcess(java))) as scorer:
+    with metrics.CaptionScorer(meteor=(process := metrics.MeteorProcess(java))) as scorer:
         for captions in (["one two", "three"], ["three", "one two"]):
-            total, each = meteor.score(captions, [["x"]] * 2)
+            total, each = process.score(captions, [["x"]] * 2)
             assert total == 1.5 and sorted(each) == [1, 2]
-        child = meteor._child
+        child = process._child
         assert scorer.language == "en"
     assert child.poll() is not None
     assert log.read_text().splitlines() == ["start", "SCORE ||| x ||| one two", "SCORE ||| x ||| three"]

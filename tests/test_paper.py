@@ -3,13 +3,14 @@
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from invented_results import write_invented
 
 from vqlora.report.keys import collect
-from vqlora.report.paper import PaperError, build_pdf, first_error, inputs_hash, results_dir
+from vqlora.report.paper import PaperError, build_pdf, first_error, inputs_hash, results_dir, write_parts
 from vqlora.report.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +70,9 @@ def keys_used(text: str) -> set[str]:
 def prose(text: str) -> str:
     """What a reader reads as words and numbers: without keys, citations, labels, file names and lengths."""
     text = re.sub(r"\\begin\{(equation|align)\}.*?\\end\{\1\}", " ", text, flags=re.S)
+    text = re.sub(r"\\vqclaim\{[^{}]*\}", " ", text)  # its words are prose
     text = re.sub(
-        r"\\(?:vq|vqci|vqcase|cite[pt]?|ref|label|includegraphics|code|made|resulttable|input|url|setlength|"
+        r"\\(?:vq|vqci|vqcase|vqstates|vqfound|vqexpected|cite[pt]?|ref|label|includegraphics|code|made|resulttable|input|url|setlength|"
         r"begin\{minipage\}|vspace|hspace)\*?(?:\[[^]]*\])*(?:\{[^{}]*\})+",
         " ",
         text,
@@ -84,7 +86,7 @@ def typed_results(text: str) -> list[str]:
         r"\d+[.,]\d+|\d+(?:\\,|\s)*\\%|\d+(?:\s*per ?cent|-fold|\s+times\b|\s*percentage points)"
         r"|\d+(?:[ ~]|\\,)+(?:MB|GB|kB|ms|seconds|minutes|hours)\b"
     )
-    text = prose(text).replace("CC BY-SA 4.0", "")
+    text = prose(text).replace("CC BY-SA 4.0", "").replace("Apache License 2.0", "")
     return [match[0] for match in re.finditer(looks, text) if match[0] != r"95\%"]
 
 
@@ -125,6 +127,7 @@ def test_no_result_is_typed(file):
         (r"it saves 83\% of memory", [r"83\%"]),
         (r"which takes 12 MB", ["12 MB"]),
         (r"\vq{main.a.nll} of 64 by 64", []),
+        (r"\vqclaim{a}{saves 83\%}{no}{}{}, \vqfound{a}", [r"83\%"]),
         (r"\includegraphics[width=0.5\linewidth]{a}", []),
         (r"a 95\% interval", []),
         (r"about 3,5 points", ["3,5"]),
@@ -150,6 +153,29 @@ def test_every_key_is_in_the_results_at_hand(folder):
     if not (results / "03_main" / "summary.csv").is_file():
         pytest.skip(f"no results of {folder} here")
     assert sorted(keys_used(paper_text()) - set(collect(results))) == []
+
+
+FINDING = (
+    r"\b(?:beats?|better|worse|lowers?|higher|less|fewer|equals?|equivalent|saves?|closes|loses?|gains?|wins?)\b"
+)
+
+
+def unclaimed_findings(text: str) -> list[str]:
+    """Sentences that compare or find something without a claim to take their words from."""
+    argument = r"\s*%?\s*\{(?:[^{}]|\{[^{}]*\})*\}"
+    text = re.sub(rf"\\vqclaim\{{[^{{}}]*\}}(?:{argument}){{4}}", "", text)
+    sentences = re.split(r"(?<=[.:;])\s", re.sub(r"\s+", " ", text))
+    return [x for x in sentences if re.search(FINDING, x) and "vqstates" not in x and r"\cite" not in x]
+
+
+@pytest.mark.parametrize("section", ["abstract", "conclusion"])
+def test_every_finding_is_a_claim(section):
+    assert unclaimed_findings(read(PAPER / "sections" / f"{section}.tex")) == []
+
+
+def test_the_check_finds_unclaimed_findings():
+    text = r"It beats LoRA. It \vqclaim{a}{saves \vqfound{a}}{saves less}{}{} memory. \vqstates{b}It is new."
+    assert unclaimed_findings(text) == ["It beats LoRA."]
 
 
 def test_every_reference_exists_and_is_cited():
@@ -179,10 +205,11 @@ def test_every_table_and_figure_is_made_and_names_its_notebook():
     figures = set(re.findall(r"\\includegraphics(?:\[[^]]*\])?\{(\w+)\}", text))
     from vqlora.report.plots import FIGURES
 
-    assert tables == set(TABLES) and figures == set(FIGURES)
+    assert tables == {*TABLES, "claims"} and figures == set(FIGURES)
     captions = re.findall(r"\\caption\{(.*?)\}\s*\\label", text, flags=re.S)
-    assert len(captions) == len(tables) + len(figures)
-    assert [caption for caption in captions if r"\made{" not in caption] == []
+    by_hand = [caption for caption in captions if r"\written" in caption]
+    assert len(captions) == len(tables) + len(figures) + len(by_hand) and len(by_hand) == 1, "the notation"
+    assert [caption for caption in captions if r"\made{" not in caption] == by_hand
 
 
 def test_every_label_is_referred_to_and_every_reference_has_its_label():
@@ -240,6 +267,35 @@ def test_pdf_is_byte_identical_stamped_and_not_built_twice(project):
     assert sorted(path.name for path in (project / "paper").iterdir()) == sorted(
         path.name for path in PAPER.iterdir() if path.name != "generated"
     ), "the sources stay as they are"
+
+
+def test_the_first_page_says_whether_the_numbers_were_verified(project, tmp_path):
+    for words, said in (({}, "switched off"), ({"verified": "Verified: 8 checks hold."}, "8 checks hold")):
+        out = tmp_path / said[:3]
+        write_parts("made-up", project, figures=False, out=out, **words)
+        assert said in (out / "generated" / "keys.tex").read_text()
+    assert r"\vqverified" in read(PAPER / "main.tex")
+
+
+@needs_latex
+def test_a_sentence_takes_the_words_of_its_verdict_and_none_states_what_is_denied(tmp_path):
+    shutil.copy(PAPER / "vqkeys.sty", tmp_path)
+    words = "".join(
+        rf"\vqsetclaim{{c{n}}}{{{verdict}}}{{7}}{{8}}"
+        rf"\vqclaim{{c{n}}}{{\typeout{{{n}:a}}}}{{\typeout{{{n}:b}}}}{{\typeout{{{n}:c}}}}{{\typeout{{{n}:d}}}}"
+        for n, verdict in enumerate(("supported", "denied", "undecided", "not run"))
+    )
+
+    def latex(more: str) -> str:
+        head = r"\documentclass{article}\usepackage{vqkeys}\begin{document}"
+        (tmp_path / "a.tex").write_text(rf"{head}{words}{more}x\end{{document}}")
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "a.tex"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+
+    said = latex(r"\vqstates{c0}")
+    assert re.findall(r"\b\d:\w", said) == ["0:a", "1:b", "2:c", "3:d"] and "Error" not in said
+    assert "The text states claim 'c1', which is denied" in latex(r"\vqstates{c1}")
+    assert "Unknown claim 'c9'" in latex(r"\vqfound{c9}")
 
 
 @needs_latex

@@ -24,6 +24,7 @@ from vqlora.cost.scratch import scratch_bytes
 from vqlora.cost.search import largest
 from vqlora.cost.shapes import Shapes
 from vqlora.cost.sizes import STATED
+from vqlora.cost.steps import follow_last_token, follow_prefill
 from vqlora.zoo import tiny_batch, tiny_model
 
 SMALL = {"frames": 2, "prompt": 4, "answer": 4, "batch": 2, "device": "cpu"}
@@ -205,7 +206,7 @@ def test_a_frozen_head_asked_for_the_last_token_copies_its_weight_for_each_row_i
 
 
 @pytest.mark.parametrize("name", ["kinevlm", "smolvlm", "idefics2", "llava_next_video", "video_llava",
-                                  "internvl", "qwen3_vl"])  # fmt: skip
+                                  "internvl", "qwen2_5_vl", "qwen3_vl"])  # fmt: skip
 def test_batches_are_what_the_classes_want(name):
     model = tiny_model(name)
     batch = clip_batch(model, 2, 4, 6, 5)
@@ -213,6 +214,8 @@ def test_batches_are_what_the_classes_want(name):
         assert torch.isfinite(model(**batch).loss)
     assert (batch["labels"] != -100).sum() == 10
     assert prompt_only(batch, 5)["input_ids"].shape[1] == batch["input_ids"].shape[1] - 5
+    one, before = follow_last_token(model, batch), follow_prefill(model, batch, 5)
+    assert 0 < one.flops < before.flops / 5 and one.peak_bytes > 0
 
 
 def test_optimizer_state_is_what_torch_keeps():

@@ -11,7 +11,7 @@ from vqlora import comparison, rank_study
 from vqlora.config import RunSettings
 from vqlora.experiments import RankSettings, load_profile
 from vqlora.ranks.allocate import load_reference, reference_weights, save_reference
-from vqlora.report.plots import ranks_by_layer
+from vqlora.report.rank_plots import ranks_by_layer
 from vqlora.store import StoredRun, results_frame
 
 ROOT = Path(__file__).resolve().parents[1]

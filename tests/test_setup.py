@@ -216,8 +216,12 @@ def test_make_names_every_step_without_running_it():
     assert done.stdout.splitlines() == [
         "bash scripts/setup.sh",
         ".venv/bin/vqlora notebook --profile full",
+        ".venv/bin/vqlora verify --profile full",
         ".venv/bin/vqlora pdf --profile full",
     ]
+    done = dry_make("paper", "PROFILE=full", "VERIFY=off")
+    assert done.stdout.splitlines()[2:] == [".venv/bin/vqlora pdf --profile full --unverified"]
+    assert dry_make("accept", "NN=03").stdout.splitlines()[-1] == ".venv/bin/vqlora accept 03 --profile full"
     done = dry_make("02")
     assert done.stdout.splitlines()[-1] == ".venv/bin/vqlora notebook 02 --pretrain --profile cpu"
 

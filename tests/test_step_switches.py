@@ -9,9 +9,11 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import vqlora
 from vqlora.cost import step_bytes
+from vqlora.held import Linear16
 from vqlora.modalities import target_modules
 from vqlora.step import attention
 from vqlora.step.attention import lean_attention
+from vqlora.step.head import held_product
 from vqlora.zoo import tiny_batch, tiny_model
 
 
@@ -151,6 +153,26 @@ def test_an_adapted_head_learns_from_label_positions():
     assert any("lm_head" in key for key in plain[1])
     with vqlora.lean_step(model):
         assert_same(plain, step(model, batch), 2e-4)
+
+
+def test_a_head_held_in_16_bits_is_widened_in_blocks():
+    torch.manual_seed(0)
+    weight, x = torch.randn(1000, 64).bfloat16(), torch.randn(5, 64, requires_grad=True)
+    weights, grad = weight.float(), torch.randn(5, 1000)
+    for entries in (1, 64 * 7, 64 * 1000):
+        x.grad = None
+        out = held_product(x, weight, entries)
+        out.backward(grad)
+        torch.testing.assert_close(out, x @ weights.T, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x.grad, grad @ weights, rtol=1e-5, atol=1e-4)
+
+    def product(entries):
+        return step_bytes(lambda: held_product(x, weight, entries).sum().backward())
+
+    assert product(64 * 50) < product(64 * 1000) - 64 * 900 * 4
+    model = plain_model("smolvlm", "bf16", "fp32")
+    with vqlora.lean_step(model):
+        assert type(model.get_base_model().lm_head) is Linear16, "the model's head is one of these"
 
 
 def test_other_methods_are_left_to_peft():

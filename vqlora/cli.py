@@ -12,16 +12,19 @@ from pathlib import Path
 from vqlora.config import ConfigError, load_run
 from vqlora.console import duration, lock, say
 from vqlora.data.command import data_options
-from vqlora.experiments import load_profile
+from vqlora.report import command as paper
 
 EXAMPLES = """examples:
   vqlora list                              what each notebook shows and what it costs
   vqlora notebook 03 --profile cpu         make what notebook 03 needs, then notebook 03
   vqlora run my_run.yaml --profile smoke   one fine-tuning run from a settings file
   vqlora pdf --profile cpu                 the paper from results that are there
+  vqlora verify --profile cpu              those results against the reference, and each claim's verdict
+  vqlora accept 03 --profile full          make notebook 03's results the reference
   vqlora audit my_model --batch batch.pt   what a saved model really is, layer by layer, and its silent faults
   vqlora select clip.mp4 -k 8 --sheet s.png   which 8 frames show what happens, and a picture of why
   vqlora plan my_model --batch 4 --card 24GB   memory of fine-tuning, before anything is loaded
+  vqlora card adapters/MODEL               write the model card of a saved model
   vqlora data check msrvtt --root DIR      what a data set's folder must hold, and what is missing
   vqlora data example my_clips             20 clips with captions, to copy from for one's own
 """
@@ -35,7 +38,7 @@ PLAN_EXAMPLE = """examples:
 
 BENCH_EXAMPLE = """examples:
   vqlora bench --frames 4 8 16
-  vqlora bench --model SmolVLM-135M --arms qlora lean full --frames 16 --csv results/bench
+  vqlora bench --model SmolVLM-135M --arms qlora vqlora+lean full --frames 16 --csv results/bench
 """
 
 
@@ -83,7 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     command("list", _list, "notebooks with their claims and costs")
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
-    command("pdf", _pdf, "build the paper from a profile's results, or `reference`, the committed ones")
+    part = command("pdf", paper.pdf, "build the paper from a profile's results, or the committed `reference`")
+    part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
+    part = command("verify", paper.verify, "hold results against the reference, and claims against results")
+    part.add_argument("--seal", action="store_true", help="take results, figures and prose as they are first")
+    part.add_argument("--quick", action="store_true", help="recompute only what takes seconds")
+    part = command("accept", paper.accept, "make a notebook's results the reference")
+    part.add_argument("notebook", metavar="NN", help="its number, e.g. 03")
+    command("html", paper.html, "export executed notebooks to build/PROFILE/html")
     part = commands.add_parser("audit", help="table of a saved model's layers; exit code 1 on a silent fault")
     part.add_argument("folder", metavar="FOLDER", help="a model saved by vqlora, or a stock peft adapter")
     part.add_argument("--base", metavar="NAME", help="folder or hub id of the base (default: as recorded)")
@@ -92,6 +102,17 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--modalities", nargs="+", metavar="PART", help="parts meant to carry adapters")
     part.add_argument("--allow", nargs="+", default=(), metavar="FAULT", help="faults to accept")
     part.set_defaults(command=_audit)
+    part = commands.add_parser("card", help="write the model card of a saved model",
+                               description="Write README.md beside a saved model, its card: data, metrics, "
+                               "bits, gates, limits, licence.")
+    part.add_argument("folder", metavar="DIR", help="a model saved by vqlora")
+    part.add_argument("--licence", metavar="NAME", help="of the weights (default: undecided)")
+    part.set_defaults(command=_card)
+    part = commands.add_parser("gpu-check", help="try what needs a GPU",
+                               description="Try NF4, paged optimizer, memory counters, a checkpoint, gates "
+                               "and the lean step on CUDA; exit code 1 without it or where something fails.")
+    part.add_argument("--csv", type=Path, metavar="FILE", help="(default: results/gpu_check.csv)")
+    part.set_defaults(command=_gpu_check)
     data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))
     _plan_options(commands.add_parser(
         "plan", help="memory of fine-tuning and generation, before anything is loaded",
@@ -99,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=PLAN_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter))
     _bench_options(commands.add_parser(
         "bench", help="what a training step costs by method, measured side by side",
-        description="Time and memory of training steps, each measurement in a process of its own, arms in "
-        "turn; ratios are taken within a round.", epilog=BENCH_EXAMPLE,
+        description="Memory of training steps, each in a process of its own, and their time, a step of "
+        "every arm in turn; ratios are taken within a round.", epilog=BENCH_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter))
     part = commands.add_parser("select", help="choose frames of a video",
                                description="Print the chosen frames of a video: number, seconds.")
@@ -142,16 +163,15 @@ def _plan_options(part: argparse.ArgumentParser) -> None:
 def _bench_options(part: argparse.ArgumentParser) -> None:
     add = part.add_argument
     add("--model", default="KineVLM", metavar="NAME", help="KineVLM (default) or SmolVLM-135M")
-    add("--arms", nargs="+", default=["qlora", "lean"], metavar="ARM",
-        help="qlora, lean (default both), qlora+ckpt, lean+ckpt, vqlora, lora, full")
+    add("--arms", nargs="+", default=["qlora", "vqlora+lean"], metavar="ARM",
+        help="qlora, lora, full, vqlora, lean, and so on; a wrong one lists all (default: qlora vqlora+lean)")
     add("--frames", nargs="+", type=int, default=[8], metavar="T", help="of a clip (default: 8)")
-    add("--ranks", nargs="+", type=int, default=[8], metavar="R", help="of every adapted layer (default: 8)")
-    add("--rounds", type=int, default=3, metavar="N", help="pairs of measurements (default: 3)")
-    add("--steps", type=int, default=3, metavar="N", help="timed in each process (default: 3)")
-    add("--pairs", type=int, default=5, metavar="N",
-        help="plain and lean steps in turn in one process, whose times are compared (default: 5)")
+    add("--ranks", nargs="+", type=int, default=[8], metavar="R",
+        help="of every adapted layer (default: 8); further ones at the last number of frames")
+    add("--rounds", type=int, default=5, metavar="N", help="steps of every arm, in turn (default: 5)")
     add("--batch", type=int, default=1, metavar="B", help="clips (default: 1)")
-    add("--work", type=Path, default=Path("build/bench"), metavar="DIR", help="checkpoints are made there")
+    add("--work", type=Path, default=Path("build/bench"), metavar="DIR",
+        help="checkpoints and what was measured; only what is new is measured")
     add("--csv", type=Path, metavar="DIR", help="write each table there")
     part.set_defaults(command=_bench)
 
@@ -207,23 +227,6 @@ def _run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _pdf(chosen: argparse.Namespace) -> int:
-    from vqlora.notebooks import repository
-    from vqlora.report.paper import build_pdf
-    from vqlora.report.readme import renew
-    root = repository()
-    in_place = chosen.profile == "reference" or load_profile(chosen.profile, root).in_place
-    with lock(root / "build" / chosen.profile / "lock", "vqlora pdf"):
-        pdf = build_pdf(chosen.profile, root)
-        if in_place:
-            with lock(root / "build" / "in_place.lock", "vqlora pdf"):
-                publish(pdf.parent, root)
-    if chosen.profile == "reference":
-        renew(root)
-    print(os.path.relpath(pdf))
-    return 0
-
-
 def _audit(chosen: argparse.Namespace) -> int:
     import torch
 
@@ -237,6 +240,29 @@ def _audit(chosen: argparse.Namespace) -> int:
     table = audit(model, batch, modalities=chosen.modalities, allow=chosen.allow)
     print(table.reset_index().to_string(index=False), by_modality(table).to_string(), sep="\n\n")
     return 0
+
+
+def _card(chosen: argparse.Namespace) -> int:
+    from vqlora.card import write_card
+    try:
+        print(os.path.relpath(write_card(chosen.folder, chosen.licence)))
+    except ValueError as fault:
+        raise ConfigError(str(fault)) from fault
+    return 0
+
+
+def _gpu_check(chosen: argparse.Namespace) -> int:
+    from vqlora.gpu_check import check_gpu
+    from vqlora.notebooks import repository
+    from vqlora.store import write_csv
+    try:
+        table = check_gpu(say=say)
+    except RuntimeError as fault:
+        raise ConfigError(str(fault)) from fault
+    path = chosen.csv or repository() / "results" / "gpu_check.csv"
+    write_csv(path, table)
+    print(table.to_string(index=False), os.path.relpath(path), sep="\n")
+    return 0 if (table.status == "ok").all() else 1
 
 
 def _select(chosen: argparse.Namespace) -> int:
@@ -278,19 +304,21 @@ def _plan(chosen: argparse.Namespace) -> int:
 
 
 def _bench(chosen: argparse.Namespace) -> int:
-    from vqlora.cost.bench import bench
-    from vqlora.cost.bench_pairs import bench_pairs, pair_table
-    from vqlora.cost.bench_tables import show, tables
+    import pandas as pd
+
+    from vqlora.cost.bench_study import measure_steps, measure_times
+    from vqlora.cost.bench_tables import costs, growth, ratios, show
+    from vqlora.experiments import CostModel
+    model = CostModel(model=chosen.model, batch=chosen.batch, frames=chosen.frames, at=chosen.frames[-1],
+                      rank=chosen.ranks[0], ranks=chosen.ranks[1:], rounds=chosen.rounds)
     try:
-        rows = bench(chosen.arms, model=chosen.model, frames=chosen.frames, ranks=chosen.ranks,
-                     rounds=chosen.rounds, steps=chosen.steps, batch=chosen.batch, work=chosen.work, say=say)
-        found = tables(rows)
-        if chosen.pairs:
-            paired = bench_pairs(model=chosen.model, frames=chosen.frames, pairs=chosen.pairs,
-                                 batch=chosen.batch, work=chosen.work, say=say)
-            found["pairs"] = pair_table(paired)
+        steps = measure_steps([model], chosen.arms, kept=chosen.work, say=say)
+        times = measure_times([model], chosen.arms, kept=chosen.work, say=say)
     except KeyError as fault:
         raise ConfigError(str(fault.args[0])) from fault
+    table = costs(steps, times)
+    grown = [growth(table, along).assign(along=along) for along in ("frames", "rank")]
+    found = {"costs": table, "ratios": ratios(steps, times), "growth": pd.concat(grown, ignore_index=True)}
     for name, table in found.items() if chosen.csv else ():
         from vqlora.runs import write_csv
         write_csv(chosen.csv / f"{name}.csv", table)
@@ -300,18 +328,6 @@ def _bench(chosen: argparse.Namespace) -> int:
 
 class SelectError(Exception):
     """A request to `vqlora select` that cannot be met; the message is for the user."""
-
-
-def publish(paper: Path, root: Path) -> None:
-    """Copy a built paper's figures and generated LaTeX to figures/ and paper/generated/, where different."""
-    from vqlora.store import whole_file
-    for part, target in (("figures", root / "figures"), ("generated", root / "paper" / "generated")):
-        source = paper / part
-        for path in sorted(path for path in source.rglob("*") if path.is_file()):
-            copy, data = target / path.relative_to(source), path.read_bytes()
-            if not copy.is_file() or copy.read_bytes() != data:
-                with whole_file(copy) as temporary:
-                    temporary.write_bytes(data)
 
 
 if __name__ == "__main__":

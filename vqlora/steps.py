@@ -26,16 +26,23 @@ from vqlora.store import whole_file
 
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
-         "05_temporal": ("01_data",), "06_ranks": ("01_data",), "07_frames": ("01_data",),
-         "08_bits": ("01_data",), "13_architectures": (),
-         "90_figures": ("01_data", "02_base", "03_main", "05_temporal", "07_frames", "08_bits"),
-         "91_tables": ("01_data", "02_base", "03_main", "05_temporal", "07_frames", "08_bits",
-                       "13_architectures")}
+         "04_cost": ("03_main",), "05_temporal": ("01_data",), "06_ranks": ("01_data",),
+         "07_frames": ("01_data",), "08_bits": ("01_data",), "13_architectures": (),
+         "14_checkpoints": ("01_data",),
+         "90_figures": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
+                        "08_bits"),
+         "91_tables": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
+                       "08_bits", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
-         "06_ranks": {"name", "data", "base", "ranks"}, "07_frames": {"name", "data", "base", "frames"},
-         "05_temporal": {"name", "data", "base", "temporal"}, "08_bits": {"name", "data", "base", "bits"}}
-SECTIONS = {"06_ranks": "ranks"}                             # a profile without it leaves the notebook out
+         "04_cost": {"name", "cost"},
+         "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
+         "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
+         "14_checkpoints": {"name", "data", "hub", "card"}}
+# The section of a profile that a notebook is about: a profile without it leaves the notebook out.
+SECTIONS = {"00_tour": "main", "01_data": "data", "02_base": "main", "03_main": "main", "04_cost": "cost",
+            "05_temporal": "temporal", "06_ranks": "ranks", "07_frames": "frames", "08_bits": "bits",
+            "13_architectures": "bits", "14_checkpoints": "hub", "90_figures": "main", "91_tables": "main"}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
 
@@ -137,7 +144,7 @@ def names(root: Path) -> list[str]:
 def planned(profile: str, root: Path) -> list[str]:
     """Stems of the notebooks that a profile makes: all but those whose section it lacks."""
     settings = load_profile(profile, root)
-    return [name for name in names(root) if getattr(settings, SECTIONS.get(name, "main")) is not None]
+    return [name for name in names(root) if getattr(settings, SECTIONS.get(name, "main"))]
 
 
 def find(text: str, root: Path) -> str:
@@ -151,7 +158,7 @@ def find(text: str, root: Path) -> str:
 
 def needs(name: str, profile: Profile) -> tuple[str, ...]:
     """Notebooks whose results `name` builds on under `profile`."""
-    direct = NEEDS.get(name, ("01_data",))
+    direct = NEEDS.get(name, ("01_data",)) if profile.data else ()
     own_base = profile.base.pretrain and name not in ("01_data", "02_base") and "02_base" not in direct
     return (*direct, "02_base") if own_base else direct
 
@@ -171,8 +178,8 @@ def steps(wanted: list[str], profile: str, root: Path, *, pretrain: bool | None 
     for name in wanted:
         add(find(name, root))
     for name in order:
-        if getattr(settings, SECTIONS.get(name, "main")) is None:
-            raise NotebookError(f"{name}: profile {profile!r} has no section {SECTIONS[name]!r}")
+        if not getattr(settings, section := SECTIONS.get(name, "main")):
+            raise NotebookError(f"{name}: profile {profile!r} has no section {section!r}")
     retrain = settings.base.pretrain if pretrain is None else pretrain
     extra = {"02_base": {"pretrain": retrain}}
     return [Step(Here(root, settings, name), {"profile": profile, **extra.get(name, {})}) for name in order]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NAMED = ("experiment", "domain", "arm", "bits", "seed")
 SHOWN = ("rank", "learning_rate", "steps", "batch_size", "frames", "select", "train_clips", "eval_part",
          "eval_clips", "compute_dtype")
+UNUSED = ("experiment", "label", "base", "save_to", "report_to")
 UNUSED_BY_FROZEN = frozenset((
     "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps",
     "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
@@ -62,16 +63,17 @@ class StoredRun:
 
 def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: str,
             processes: int = 1) -> str:
-    """Identity of a run. Its labels and the path of its base do not count (the base's bytes do).
+    """Identity of a run. Its labels, the path of its base (whose bytes count) and where it is saved or
+    logged do not count.
 
     Threads and processes do: sums come out in another order, and so do the last bits of what is trained.
 
     Settings that an arm never reads are left out: the seeds of a frozen model are one run.
     """
-    values = settings.model_dump(mode="json", exclude={"experiment", "label", "base"})
+    values = settings.model_dump(mode="json", exclude=set(UNUSED))
     unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
     unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
-    unused |= {name for name in (*OF_RANKS, "data") if values[name] is None}
+    unused |= {name for name in (*OF_RANKS, "data", "prompt") if values[name] is None}
     if values["data"]:
         del values["data"]["root"]                           # the data's bytes count, not their place
     values = {key: value for key, value in values.items() if key not in unused}

@@ -1,140 +1,136 @@
-"""What the rows of `vqlora.cost.bench` say: costs, paired ratios, growth, verdicts on claims made of QLoRA.
+"""What measured steps say: costs of every arm, ratios within rounds, how costs grow, keyed numbers.
 
->>> table, against = costs(rows), ratios(rows)          # doctest: +SKIP
->>> growth(table, "frames"), judge_claims(table)        # doctest: +SKIP
+>>> table = costs(steps, times)                         # doctest: +SKIP
+>>> ratios(table, times), growth(table, "frames")       # doctest: +SKIP
+
+`steps` has a row for every result of `measure_arm`, `times` one for every row of `measure_rounds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-SETTING = ["model", "frames", "rank"]
-AIMS = {  # (arm, against, what) -> at most
-    ("lean", "qlora", "peak_bytes"): 0.5,
-    ("lean", "qlora", "cpu_s"): 0.7,
-    ("lean", "full", "total_bytes"): 0.2,
-}
-CLAIMS = (  # what is said of QLoRA, the quantity, and the interval that it names
-    ("base weights take 25% of 16 bits", "weights_frac", 0.20, 0.30),
-    ("60-65% less memory than full fine-tuning", "total_saved_frac", 0.60, 0.65),
-    ("83% less for weights, adapters and gradients", "held_saved_frac", 0.80, 0.86),
-    ("10-20% slower than full fine-tuning", "slower_frac", 0.10, 0.20),
-    ("adapters are 1-5% of the base", "adapters_frac", 0.01, 0.05),
-)
+if TYPE_CHECKING:
+    from vqlora.experiments import CostModel
+
+SETTING = ["model", "frames", "rank", "batch"]
+GROWING = ("cpu_s", "peak_bytes", "total_bytes", "flops")
 
 
-def costs(rows: Iterable[Mapping]) -> pd.DataFrame:
-    """One row a setting and arm: medians over rounds of seconds, bytes at the peak, tokens a second.
+def costs(steps: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting and arm: bytes and FLOPs, and medians over rounds of seconds, tokens a second.
 
-    total_bytes: model, optimizer state and what a step holds at its peak. CPU seconds are those of the
-    process, so that other load on the machine matters little; wall seconds stand beside them.
+    CPU seconds are those of the process, so that other load on the machine matters less; wall seconds stand
+    beside them.
     """
-    frame = pd.DataFrame([_one(row) for row in rows])
-    numbers = frame.columns.difference([*SETTING, "arm", "round"])
-    table = frame.groupby([*SETTING, "arm"], sort=False)[list(numbers)].median().reset_index()
-    table["tokens_per_s"] = table.tokens / table.cpu_s
-    return table
+    clocked = times.groupby([*SETTING, "arm"], sort=False)[["cpu_s", "wall_s"]].median().reset_index()
+    table = steps.merge(clocked, "left", on=[*SETTING, "arm"])
+    return table.assign(tokens_per_s=table["tokens"] / table["cpu_s"])
 
 
-def ratios(rows: Iterable[Mapping], against: Iterable[str] = ("qlora", "full")) -> pd.DataFrame:
-    """Each arm over another, round by round: median, low and high (extremes over rounds), the aim if any."""
-    frame = pd.DataFrame([_one(row) for row in rows])
+def ratios(
+    steps: pd.DataFrame, times: pd.DataFrame, against: Iterable[str] = ("qlora", "lora", "full")
+) -> pd.DataFrame:
+    """Each arm over others: setting, arm, against, what, median, low, high, rounds.
+
+    Seconds are paired by round; low and high are the extremes over rounds. Bytes and FLOPs are the same in
+    all rounds.
+    """
+    once = ("peak_bytes", "total_bytes", "static_bytes", "resident_bytes", "flops")
     found = []
-    for setting, group in frame.groupby(SETTING, sort=False):
-        arms = {arm: part.set_index("round") for arm, part in group.groupby("arm", sort=False)}
-        for below in [arm for arm in against if arm in arms]:
-            for above in [arm for arm in arms if arm != below]:
-                for what in ("cpu_s", "peak_bytes", "total_bytes", "resident_bytes"):
-                    paired = (arms[above][what] / arms[below][what]).dropna()
-                    aim = AIMS.get((above, below, what))
-                    found.append(
-                        {**dict(zip(SETTING, setting, strict=True)), "arm": above, "against": below,
-                         "what": what, "median": paired.median(), "low": paired.min(), "high": paired.max(),
-                         "rounds": len(paired), "aim": aim,
-                         "met": None if aim is None else bool(paired.median() <= aim)}
-                    )  # fmt: skip
+    for setting, group in steps.groupby(SETTING, sort=False):
+        arms = group.set_index("arm")
+        rounds = times[(times[SETTING] == list(setting)).all(axis=1)]
+        seconds = rounds.pivot(index="round", columns="arm", values="cpu_s")
+        for below in [arm for arm in against if arm in arms.index]:
+            for above in arms.index.drop(below):
+                pairs = {"cpu_s": (seconds[above] / seconds[below]).dropna() if len(seconds) else []}
+                pairs |= {what: [arms.loc[above, what] / arms.loc[below, what]] for what in once}
+                for what, values in pairs.items():
+                    if len(values):
+                        row = {"arm": above, "against": below, "what": what, "median": np.median(values),
+                               "low": min(values), "high": max(values), "rounds": len(values)}  # fmt: skip
+                        found.append({**dict(zip(SETTING, setting, strict=True)), **row})
     return pd.DataFrame(found)
 
 
 def growth(table: pd.DataFrame, along: str) -> pd.DataFrame:
-    """y = c · x^p along "frames" or "rank", fitted by least squares of logarithms, per model and arm.
+    """How costs grow along "frames" or "rank": fits by least squares, where there are three points or more.
 
-    Returns model, arm, what, exponent p, r2 of the logarithms, points; only where there are three or more.
+    Returns model, arm, what, and of y = fixed + each · x: fixed, each with its 95% interval (each_low,
+    each_high), r2; of y = c · x^exponent: exponent, exponent_low, exponent_high, r2_log; points. Intervals
+    are those of the fit, by t; memory is no sample: there they tell how straight the line is.
     Raises KeyError for another `along`.
     """
     if along not in ("frames", "rank"):
         raise KeyError(f"along: {along!r}; allowed: frames, rank")
-    rest = [name for name in SETTING if name != along]
+    rest = [name for name in (*SETTING, "arm") if name != along]
     found = []
-    for (*_, arm), group in table.groupby([*rest, "arm"], sort=False):
-        x = np.log(group[along].to_numpy(float))
-        for what in ("cpu_s", "peak_bytes", "total_bytes", "flops"):
-            y = np.log(group[what].to_numpy(float)) if what in group else np.array([np.nan])
+    for setting, group in table.groupby(rest, sort=False):
+        x = group[along].to_numpy(float)
+        for what in GROWING:
+            y = group[what].to_numpy(float)
             if len(set(x)) < 3 or not np.isfinite(y).all():
                 continue
-            exponent, constant = np.polyfit(x, y, 1)
-            left = ((y - exponent * x - constant) ** 2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-30)
-            found.append({"model": group.model.iloc[0], "arm": arm, "what": what, "exponent": exponent,
-                          "r2": 1 - left, "points": len(x)})  # fmt: skip
-    return pd.DataFrame(found, columns=["model", "arm", "what", "exponent", "r2", "points"])
+            line, power = stats.linregress(x, y), stats.linregress(np.log(x), np.log(y))
+            t = stats.t.isf(0.025, len(x) - 2)
+            named = dict(zip(rest, setting, strict=True))
+            found.append({
+                "model": named["model"], "arm": named["arm"], "what": what, "fixed": line.intercept,
+                "each": line.slope, "each_low": line.slope - t * line.stderr,
+                "each_high": line.slope + t * line.stderr, "r2": line.rvalue**2, "exponent": power.slope,
+                "exponent_low": power.slope - t * power.stderr,
+                "exponent_high": power.slope + t * power.stderr, "r2_log": power.rvalue**2,
+                "points": len(x),
+            })  # fmt: skip
+    return pd.DataFrame(found, columns=list(found[0]) if found else ["model", "arm", "what"])
 
 
-def judge_claims(table: pd.DataFrame) -> pd.DataFrame:
-    """Claims of `CLAIMS` against plain QLoRA and full fine-tuning, per setting where both were measured.
-
-    verdict: "supported" inside the interval, else "denied", with the measured number beside it.
-    """
-    found = []
-    for setting, group in table.groupby(SETTING, sort=False):
-        arms = group.set_index("arm")
-        if not {"qlora", "full"} <= set(arms.index):
-            continue
-        values = _claimed(arms.loc["qlora"], arms.loc["full"])
-        for claim, name, low, high in CLAIMS:
-            verdict = "supported" if low <= values[name] <= high else "denied"
-            found.append({**dict(zip(SETTING, setting, strict=True)), "claim": claim, "low": low,
-                          "high": high, "measured": values[name], "verdict": verdict})  # fmt: skip
-    return pd.DataFrame(found)
-
-
-def _claimed(qlora: pd.Series, full: pd.Series) -> dict[str, float]:
-    """The quantities that the claims are about. Full fine-tuning holds float32 weights: 16 bits are half."""
-    adapters, base = 4 * qlora.trainable, full.static_bytes / 2
-    held = qlora.static_bytes + adapters  # with gradients of the adapters
-    return {
-        "weights_frac": (qlora.static_bytes - adapters) / base,
-        "total_saved_frac": 1 - qlora.total_bytes / full.total_bytes,
-        "held_saved_frac": 1 - held / (2 * base),
-        "slower_frac": qlora.cpu_s / full.cpu_s - 1,
-        "adapters_frac": qlora.trainable / full.trainable,
-    }
-
-
-def _one(row: Mapping) -> dict:
-    """A measurement with a number in each column."""
-    out = {key: value for key, value in row.items() if not isinstance(value, list)}
-    out |= {key: float(np.median(row[key])) for key in ("cpu_s", "wall_s")}
-    out["total_bytes"] = row["static_bytes"] + row["optimizer_bytes"] + row["peak_bytes"]
-    return out
+def cost_summary(
+    main: CostModel, table: pd.DataFrame, ratios: pd.DataFrame, grown: pd.DataFrame, answers: pd.DataFrame
+) -> pd.DataFrame:
+    """Keyed numbers: domain, arm, metric, value, low, high. Domain `main` has the main model at its own
+    setting, ratios to plain QLoRA and to full fine-tuning; `growth` the first model's fits along frames
+    (`grown`); `answers` the main model's."""
+    here, compared = (_at(frame, main) for frame in (table, ratios))
+    said = {"model": main.model, "frames": main.at, "rank": main.rank, "clips": main.batch,
+            "tokens_count": here["tokens"].iloc[0], "rounds_count": main.rounds}  # fmt: skip
+    rows = [("main", "all", metric, value, None, None) for metric, value in said.items()]
+    told = {name: name for name in ("cpu_s", "static_bytes", "peak_bytes", "total_bytes", "resident_bytes")}
+    told |= {"flops": "step_flops", "tokens_per_s": "tokens_per_second"}
+    for row in here.to_dict("records"):
+        rows += [("main", row["arm"], metric, row[name], None, None) for name, metric in told.items()]
+    for row in compared[compared["against"].isin(["qlora", "full"])].itertuples(index=False):
+        what = row.what.removesuffix("_bytes").removesuffix("_s")
+        rows.append(("main", row.arm, f"{what}_to_{row.against}", row.median, row.low, row.high))
+    for row in grown[grown["model"] == table["model"].iloc[0]].itertuples(index=False):
+        if row.what in ("peak_bytes", "cpu_s"):
+            each = row.each, row.each_low, row.each_high
+            rows.append(("growth", row.arm, f"each_frame_{row.what}", *each))
+            power = row.exponent, row.exponent_low, row.exponent_high
+            rows.append(("growth", row.arm, f"exponent_{row.what.split('_')[0]}", *power))
+    for row in answers[answers["model"] == main.model].to_dict("records"):
+        way = f"{row['bits']}{'-merged' if row['merged'] else ''}"
+        rows += [("answers", way, name, row[name], None, None)
+                 for name in ("first_token_s", "next_token_s", "static_bytes", "total_bytes")]  # fmt: skip
+    return pd.DataFrame(rows, columns=["domain", "arm", "metric", "value", "low", "high"]).astype(
+        {"value": object}
+    )
 
 
-def tables(rows: list[Mapping]) -> dict[str, pd.DataFrame]:
-    """All of the above by name: costs, ratios, growth (along frames and rank), claims."""
-    table = costs(rows)
-    grown = [growth(table, along).assign(along=along) for along in ("frames", "rank")]
-    return {
-        "costs": table,
-        "ratios": ratios(rows),
-        "growth": pd.concat(grown, ignore_index=True),
-        "claims": judge_claims(table),
-    }
+def _at(frame: pd.DataFrame, model: CostModel) -> pd.DataFrame:
+    """The rows at the setting where the model's aims are read."""
+    setting = {"model": model.model, "frames": model.at, "rank": model.rank, "batch": model.batch}
+    return frame[(frame[list(setting)] == list(setting.values())).all(axis=1)]
 
 
 def show(found: Mapping[str, pd.DataFrame]) -> str:
-    """The tables as text, in MB (10^6 bytes)."""
+    """Tables as text, in MB (10^6 bytes) where they are costs."""
     table = found["costs"].copy()
     for name in [name for name in table if name.endswith("_bytes") and not name.startswith("peak.")]:
         table[name.replace("_bytes", "_mb")] = (table[name] / 1e6).round(1)

@@ -106,7 +106,10 @@ def _prefill(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
 def _token(model: nn.Module, before: Mapping[str, Tensor], cache: object) -> None:
     rows = before["input_ids"]
     mask = torch.ones(len(rows), rows.shape[1] + 1, dtype=torch.long, device=rows.device)
-    model(input_ids=rows[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True)
+    # Qwen2.5-VL reads positions off a mask, one for each of its entries; `generate` hands them in, and so
+    # does this.
+    place = {"position_ids": mask.sum(1, keepdim=True) - 1} if _takes(model, "position_ids") else {}
+    model(input_ids=rows[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True, **place)
 
 
 def _takes(model: nn.Module, name: str) -> bool:

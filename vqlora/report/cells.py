@@ -54,15 +54,19 @@ METRICS = {
 class Table:
     """Cells as LaTeX text, row by row; a row of None is a rule between groups.
 
-    ``left`` is the number of left-aligned columns; the others are aligned to the right.
+    ``left`` is the number of left-aligned columns; the others are aligned to the right. With ``wide`` the
+    first column breaks its lines at that width.
     """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...] | None, ...]
     left: int = 1
+    wide: str = ""
 
     def latex(self) -> str:
         columns = "l" * self.left + "r" * (len(self.head) - self.left)
+        if self.wide:
+            columns = rf"p{{{self.wide}}}" + columns[1:]
         lines = [
             rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
             r"\toprule",
@@ -84,8 +88,8 @@ class Table:
 def plain(cell: str) -> str:
     """A LaTeX cell of this module as plain text, for Markdown."""
     cell = re.sub(
-        r"\\(?:scriptsize|small|textbf|emph|ensuremath|times|,)\s?",
-        lambda m: {"\\times": "×"}.get(m.group(0).strip(), ""),
+        r"\\(?:scriptsize|small|textbf|emph|ensuremath|times|pm|,)\s?",
+        lambda m: {"\\times": "×", "\\pm": "±"}.get(m.group(0).strip(), ""),
         cell,
     )
     cell = re.sub(r"\^\{(.*?)\}", r"^\1", cell)

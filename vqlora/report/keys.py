@@ -61,12 +61,15 @@ class ResultsError(ValueError):
 class Value:
     """One number or word of a results file, ready for LaTeX.
 
-    ``text`` and ``interval`` (empty where the file gives none) are LaTeX, ``source`` is file and line.
+    ``text`` and ``interval`` (empty where the file gives none) are LaTeX, ``source`` is file and line;
+    ``number`` is what the file holds, ``ends`` its interval.
     """
 
     text: str
     interval: str
     source: str
+    number: float | str = math.nan
+    ends: tuple[float, float] | None = None
 
 
 def kind(metric: str) -> str:
@@ -200,15 +203,18 @@ def _rows(path: Path, prefix: str) -> Iterable[tuple[str, Value]]:
                 raise ResultsError(f"{path}, line {reader.line_num}: {len(columns)} columns expected")
             metric = row["metric"]
             key = ".".join((prefix, *(_part(row[name]) for name in names if row[name] != ""), metric))
-            interval = ""
+            ends = None
             if all(row.get(end, "") != "" for end in INTERVAL):
-                interval = format_interval(float(row["low"]), float(row["high"]), metric)
+                ends = float(row["low"]), float(row["high"])
+            interval = format_interval(*ends, metric) if ends else ""
             if row["value"] != "":
-                yield key, Value(format_number(_number(row["value"]), metric), interval, where)
+                number = _number(row["value"])
+                yield key, Value(format_number(number, metric), interval, where, number, ends)
             for column in extra:
                 if row[column] != "":
                     like = metric if column in ("margin", "reference") else column
-                    yield f"{key}.{column}", Value(format_number(_number(row[column]), like), "", where)
+                    number = _number(row[column])
+                    yield f"{key}.{column}", Value(format_number(number, like), "", where, number)
 
 
 def prefix(notebook: str, file: str) -> str:
@@ -218,8 +224,19 @@ def prefix(notebook: str, file: str) -> str:
     return name if stem == "summary" else f"{name}.{stem}"
 
 
-def collect(results: Path) -> dict[str, Value]:
+def gpu_status(file: Path) -> str:
+    """What ``make gpu-check`` came to, from the file it writes; ``not run`` as long as there is none."""
+    if not Path(file).is_file():
+        return "not run"
+    with Path(file).open(newline="", encoding="utf-8") as lines:
+        good = [row["status"] == "ok" for row in csv.DictReader(lines)]
+    return f"{sum(good)} of {len(good)} checks held"
+
+
+def collect(results: Path, checked: Path | None = None) -> dict[str, Value]:
     """All keys of a results folder (``<results>/<NN_name>/*.csv``), sorted.
+
+    checked: what ``make gpu-check`` wrote, or would; ``gpu_check.csv`` in the folder unless given.
 
     Raises:
         ResultsError: no such folder, a key twice, or a key with a character that LaTeX cannot read.
@@ -235,6 +252,8 @@ def collect(results: Path) -> dict[str, Value]:
             if key in keys:
                 raise ResultsError(f"{path}: key '{key}' occurs twice (also {keys[key].source})")
             keys[key] = value
+    checked = checked or results / "gpu_check.csv"
+    keys["gpu.status"] = Value(latex_text(gpu_status(checked)), "", checked.name)
     return dict(sorted(keys.items()))
 
 
@@ -246,19 +265,28 @@ def results_id(results: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str) -> str:
-    """The LaTeX file that defines every key, and the stamp of the first page."""
+UNVERIFIED = "Verification was switched off."
+
+
+def keys_tex(keys: Mapping[str, Value], profile: str, runs_id: str, verified: str = UNVERIFIED) -> str:
+    """The LaTeX file that defines every key, and the stamp of the first page.
+
+    verified: what became of `vqlora verify`, in a sentence.
+    """
     lines = [
         "% Written by vqlora.report.keys from results files; do not edit.",
         rf"\def\vqprofile{{{latex_text(profile)}}}",
         rf"\def\vqrunsid{{{runs_id}}}",
+        rf"\def\vqverified{{{latex_text(verified)}}}",
     ]
     lines += [rf"\vqset{{{key}}}{{{value.text}}}{{{value.interval}}}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 
 
-def write_keys(results: Path, generated: Path, profile: str) -> dict[str, Value]:
+def write_keys(
+    results: Path, generated: Path, profile: str, *, verified: str = UNVERIFIED, checked: Path | None = None
+) -> dict[str, Value]:
     """Write ``<generated>/keys.tex`` for a results folder and return the keys."""
-    keys = collect(results)
-    write_atomic(Path(generated) / "keys.tex", keys_tex(keys, profile, results_id(results)))
+    keys = collect(results, checked)
+    write_atomic(Path(generated) / "keys.tex", keys_tex(keys, profile, results_id(results), verified))
     return keys

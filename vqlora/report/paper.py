@@ -19,13 +19,16 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from vqlora.config import ConfigError
 from vqlora.files import write_atomic
-from vqlora.report.keys import ResultsError, write_keys
+from vqlora.report.claims import write_claims
+from vqlora.report.keys import UNVERIFIED, ResultsError, write_keys
 from vqlora.report.tables import write_tables
 
 REFERENCE = "reference"
 EPOCH = "1735689600"  # 2025-01-01: the one date a PDF may carry, whenever it is built
 SOURCES = ("*.tex", "*.bib", "*.sty", "sections/*.tex")
+CLAIMS = Path("paper", "claims.yaml")
 LIMIT_S = 900  # a few seconds on a free machine
 
 
@@ -51,6 +54,7 @@ def write_parts(
     tables: bool = True,
     results: Path | None = None,
     out: Path | None = None,
+    verified: str = UNVERIFIED,
 ) -> list[Path]:
     """Regenerate keys, tables and figures of a profile from its results files.
 
@@ -58,8 +62,9 @@ def write_parts(
         profile: name of the profile, or ``reference``.
         root: the repository.
         figures: draw ``<out>/figures/*.pdf`` and ``.png``.
-        tables: write ``<out>/generated/keys.tex`` and ``<out>/generated/tables/*``.
+        tables: write ``<out>/generated/keys.tex``, ``claims.tex`` and ``<out>/generated/tables/*``.
         results, out: folders to use instead of ``results_dir(profile)`` and ``paper_dir(profile)``.
+        verified: what became of verification, in a sentence for the first page.
 
     Returns:
         the files written under ``out``.
@@ -70,8 +75,10 @@ def write_parts(
     results, out = results or results_dir(profile, root), out or paper_dir(profile, root)
     written = []
     if tables:
-        write_keys(results, out / "generated", profile)
+        checked = Path(root, "results", "gpu_check.csv")
+        write_keys(results, out / "generated", profile, verified=verified, checked=checked)
         written += [out / "generated" / "keys.tex", *write_tables(results, out / "generated" / "tables")]
+        written += write_claims(Path(root) / CLAIMS, results, out / "generated")
     if figures:
         from vqlora.report.plots import write_figures  # matplotlib takes a second to import
 
@@ -84,12 +91,14 @@ def _sources(root: Path) -> list[Path]:
     return sorted(path for pattern in SOURCES for path in paper.glob(pattern))
 
 
-def inputs_hash(profile: str, root: Path | str, results: Path) -> str:
+def inputs_hash(profile: str, root: Path | str, results: Path, verified: str = UNVERIFIED) -> str:
     """Hash of all that the PDF depends on: paper sources, results files, style, code of this package."""
-    digest = hashlib.sha256(f"{profile}\0{EPOCH}\0".encode())
+    digest = hashlib.sha256(f"{profile}\0{EPOCH}\0{verified}\0".encode())
     files: list[Path] = [
         *_sources(Path(root)),
+        Path(root) / CLAIMS,
         Path(root, "figures", "vqlora.mplstyle"),
+        Path(root, "results", "gpu_check.csv"),
         *sorted(Path(__file__).parent.glob("*.py")),
         *sorted(path for form in ("csv", "png") for path in results.glob(f"[0-9]*/*.{form}")),
     ]
@@ -196,13 +205,16 @@ def _compile(work: Path, log: Path) -> Path:
     return pdf
 
 
-def build_pdf(profile: str, root: Path | str = ".", *, results: Path | None = None) -> Path:
+def build_pdf(
+    profile: str, root: Path | str = ".", *, results: Path | None = None, verified: str = UNVERIFIED
+) -> Path:
     """Build the paper of a profile from its results files; the path of the PDF.
 
     Args:
         profile: a profile that has run, or ``reference`` for the committed results.
         root: the repository.
         results: a results folder to use instead of the profile's own.
+        verified: what became of verification, for the first page; without it the page says that it was off.
 
     Raises:
         PaperError: no LaTeX, an error in the sources (file, line and message), or results that are missing.
@@ -210,7 +222,7 @@ def build_pdf(profile: str, root: Path | str = ".", *, results: Path | None = No
     root = Path(root)
     results, out = results or results_dir(profile, root), paper_dir(profile, root)
     pdf, log, seal = out / "main.pdf", out / "main.log", out / "inputs.sha256"
-    wanted = inputs_hash(profile, root, results)
+    wanted = inputs_hash(profile, root, results, verified)
     if (
         pdf.is_file()
         and seal.is_file()
@@ -226,8 +238,8 @@ def build_pdf(profile: str, root: Path | str = ".", *, results: Path | None = No
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         try:
-            parts = write_parts(profile, root, results=results, out=work)
-        except ResultsError as fault:
+            parts = write_parts(profile, root, results=results, out=work, verified=verified)
+        except (ResultsError, ConfigError) as fault:
             raise PaperError(str(fault)) from None
         data = _compile(work, log).read_bytes()
         for path in parts:

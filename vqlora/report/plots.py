@@ -22,9 +22,12 @@ import seaborn as sns  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from vqlora.files import write_atomic  # noqa: E402
+from vqlora.report.bit_plots import bits_quality, planner  # noqa: E402
 from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
+from vqlora.report.cost_plots import COST_FIGURES  # noqa: E402
 from vqlora.report.gate_plots import GATE_FIGURES  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
+from vqlora.report.rank_plots import RANK_FIGURES  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
 MARKS = {
@@ -257,39 +260,16 @@ def gates_over_frames(
     return figure
 
 
-def ranks_by_layer(layers: pd.DataFrame) -> Figure:
-    """Mean rank of each layer, one line a method and one panel a domain; parts of the model side by side.
-
-    Args:
-        layers: domain, arm, place (of the layer in the model), modality, rank; a row per seed.
-    """
-    domains = ordered(layers["domain"], DOMAINS)
-    methods = list(dict.fromkeys(layers["arm"]))
-    figure, panels = plt.subplots(
-        len(domains), 1, squeeze=False, sharex=True, layout="constrained",
-        figsize=(6.8, len(domains) * (0.5 + 0.17 * len(methods))),
-    )  # fmt: skip
-    first = layers.drop_duplicates("place").sort_values("place")
-    starts = first.drop_duplicates("modality")
-    for panel, domain in zip(panels[:, 0], domains, strict=True):
-        own = layers[layers["domain"] == domain]
-        wide = own.groupby(["arm", "place"])["rank"].mean().unstack(fill_value=0).loc[methods]
-        shown = panel.imshow(wide, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
-        panel.set(title=DOMAINS.get(domain, domain), yticks=range(len(methods)), yticklabels=methods)
-        panel.set_xticks(starts["place"], starts["modality"], ha="left")
-        panel.grid(False)
-        for place in starts["place"][1:]:
-            panel.axvline(place - 0.5, color="white", lw=1)
-        figure.colorbar(shown, ax=panel, label="rank")
-    return figure
-
-
 FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "bits_quality": bits_quality,
     **GATE_FIGURES,
+    **RANK_FIGURES,
     "frame_policies": frame_policies,
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,
+    "planner": planner,
     "sample_sheet": sample_sheet,
+    **COST_FIGURES,
 }
 
 

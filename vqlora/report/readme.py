@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vqlora.console import duration
+from vqlora.experiments import load_profile
 from vqlora.files import write_atomic
 from vqlora.report.cells import Table, read_csv
-from vqlora.report.keys import format_number
+from vqlora.report.claims import judge_claims, load_claims
+from vqlora.report.keys import format_number, gpu_status
 from vqlora.report.tables import TABLES
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -28,7 +31,33 @@ def kills_table(results: Path) -> Table:
     return Table(heads, tuple(rows))
 
 
-README_TABLES = {**TABLES, "kills": kills_table}
+def gpu_table(results: Path) -> Table:
+    """What `make gpu-check` came to; one cell as long as nobody has run it."""
+    path = Path(results, "gpu_check.csv")
+    if not path.is_file():
+        return Table(("GPU check",), ((gpu_status(path),),))
+    rows = read_csv(results, "gpu_check.csv", ("name", "value", "unit", "status")).itertuples(index=False)
+    return Table(("Check", "Value", "Unit", "Status"), tuple(
+        (row.name.replace("_", " "), f"{row.value:.4g}", row.unit, row.status) for row in rows))  # fmt: skip
+
+
+def claims_map(results: Path) -> Table:
+    """Every claim of `paper/claims.yaml`: what was found, verdict, notebook, the time that takes, key.
+
+    The time is what the profile `cpu` states, or `full` where that alone runs the notebook.
+    """
+    root, rows = Path(results).parent, []
+    costs = [load_profile(name, root).expected_s for name in ("full", "cpu")]
+    known = {**costs[0], **costs[1]}
+    for judged in judge_claims(load_claims(root / "paper" / "claims.yaml"), Path(results)):
+        notebook, claim = judged.claim.notebook, judged.claim
+        cost = duration(known[notebook]) if notebook in known else "--"
+        key = rf"`{claim.key}`" + (rf" against `{claim.against}`" if claim.against else "")
+        rows.append((claim.claim, judged.found, judged.verdict, notebook, cost, key.replace("_", r"\_")))
+    return Table(("Claim", "Found", "Verdict", "Notebook", "Takes", "Key"), tuple(rows), left=6)
+
+
+README_TABLES = {**TABLES, "claims": claims_map, "gpu": gpu_table, "kills": kills_table}
 
 
 def fill(text: str, results: Path) -> str:

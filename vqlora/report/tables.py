@@ -12,13 +12,16 @@ from pathlib import Path
 import pandas as pd
 
 from vqlora.files import write_atomic
+from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
+from vqlora.report.cost_tables import COST_TABLES
 from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.report.keys import (
     format_interval,
     format_number,
     latex_text,
 )
+from vqlora.report.rank_tables import RANK_TABLES
 
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
 
@@ -289,9 +292,28 @@ def fuzz_table(results: Path) -> Table:
     return Table(("Reading", "Files", "Error", "Harmless", "Silently wrong", "Hang", "Crash"), tuple(rows))
 
 
+def compute_table(results: Path) -> Table:
+    """What the runs behind each notebook took: how many, and processor time of training and evaluation."""
+    rows = []
+    for path in sorted(Path(results).glob("[0-9]*/cost.csv")):
+        frame = pd.read_csv(path)
+        if "key" not in frame:  # no runs of the store
+            continue
+        runs = frame.drop_duplicates("key")
+        spent = [runs[name].sum() if name in runs else math.nan for name in ("train_cpu_s", "eval_cpu_s")]
+        cells = (format_number(len(runs), "runs"), *(format_number(seconds, "cpu_s") for seconds in spent))
+        rows.append((latex_text(path.parent.name), *cells, format_number(runs["resident_peak_bytes"].max(),
+                                                                         "peak_bytes")))  # fmt: skip
+    heads = ("Notebook", "Runs", "Training", "Evaluation", "Largest resident set")
+    return Table(heads, tuple(rows))
+
+
+WAITING = ("sizes", "stated")  # tables whose results are not committed yet
+
 TABLES: dict[str, Callable[[Path], Table]] = {
     "architectures": architectures_table,
     "base": base_table,
+    "compute": compute_table,
     "data": data_table,
     "frames": frames_table,
     "frames_seen": frames_seen_table,
@@ -300,11 +322,14 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "gate_size": gate_size_table,
     **GATE_TABLES,
     "main": main_table,
+    **RANK_TABLES,
     "rates": rates_table,
     "settings": settings_table,
     "sweep": sweep_table,
     "tests": tests_table,
     "textonly": textonly_table,
+    **COST_TABLES,
+    **{name: build for name, build in BIT_TABLES.items() if name not in WAITING},
 }
 
 

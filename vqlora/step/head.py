@@ -3,7 +3,8 @@
 Of the L positions of a row only those that predict a label reach the loss: n of them, often 3% of L in a
 video prompt. The head computes logits [n, V] instead of [B, L, V], and over large vocabularies in chunks of
 rows whose logits are dropped and made again in backward (Chen et al. 2016, arXiv:1604.06174), so that
-[n, V] is never there at once. Mean, or sum over `num_items_in_batch`: as in the model's own loss.
+[n, V] is never there at once; a head held in 16 bits is widened by blocks of its own rows. Mean, or sum
+over `num_items_in_batch`: as in the model's own loss.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
+
+from vqlora.held import Linear16
+from vqlora.step.products import is_frozen
 
 IGNORED = -100
 CHUNK = 1 << 22  # logits of one chunk: 16 MiB in float32
@@ -31,6 +35,7 @@ class LabelHead:
     def __init__(self, model: PreTrainedModel, chunk: int = CHUNK) -> None:
         self.head, self.chunk = output_head(model), chunk
         self.model, self.plain_head, self.plain_loss = model, self.head.forward, model.loss_function
+        self.held = type(self.head) is Linear16 and "forward" not in vars(self.head)
         self.has_own_loss = "_loss_function" in vars(model)
         self.chunked = chunk > 0 and self.plain_loss is ForCausalLMLoss
         self.labels: Tensor | None = None  # of the current forward, where its head is to be short
@@ -84,7 +89,7 @@ class LabelHead:
         self.targets, rows = following[learned], hidden[learned]
         vocabulary = getattr(self.head, "out_features", 0)
         self.deferred = self.chunked and rows.shape[0] * vocabulary > self.chunk
-        self.rows = rows if self.deferred else self.plain_head(rows)
+        self.rows = rows if self.deferred else self._logits(rows)
         return self.rows
 
     def _loss(self, logits: Tensor, labels: Tensor, vocab_size: int, **kwargs) -> Tensor:
@@ -107,14 +112,43 @@ class LabelHead:
         total = torch.stack(sums).sum()
         return total / (len(self.targets) if count is None else torch.as_tensor(count).to(total.device))
 
+    def _logits(self, rows: Tensor) -> Tensor:
+        if self.held and self.head.bias is None and is_frozen(self.head):
+            return held_product(rows, self.head.weight)
+        return self.plain_head(rows)
+
     def _sum(self, rows: Tensor, targets: Tensor, vocabulary: int, ignored: int) -> Tensor:
-        logits = self.plain_head(rows).float().view(-1, vocabulary)
+        logits = self._logits(rows).float().view(-1, vocabulary)
         return nn.functional.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
 
     def _after(self, model: nn.Module, args: tuple, output: Any) -> None:
         if self.rows is not None and output is not None:
             output.logits = None  # its rows are no longer the batch's
         self.labels = self.targets = self.rows = None
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, block: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.block = block
+        out = x.new_empty(*x.shape[:-1], len(weight))
+        for part, rows in zip(out.split(block, -1), weight.split(block), strict=True):
+            part.copy_(nn.functional.linear(x, rows.to(x.dtype)))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (weight,) = ctx.saved_tensors
+        grad_x = grad.new_zeros(*grad.shape[:-1], weight.shape[1])
+        for part, rows in zip(grad.split(ctx.block, -1), weight.split(ctx.block), strict=True):
+            grad_x += part @ rows.to(grad.dtype)
+        return grad_x, None, None
+
+
+def held_product(x: Tensor, weight: Tensor, entries: int = CHUNK) -> Tensor:
+    """x Wᵀ in float32 for a frozen bfloat16 W [V, D], of which `entries` are there in float32 at a time."""
+    return _Held.apply(x.float(), weight.detach(), max(1, entries // weight.shape[1]))
 
 
 def output_head(model: PreTrainedModel) -> nn.Module | None:

@@ -11,6 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +38,9 @@ _FEATURES = ("first", "second")
 _OUTPUTS = ("logits", "logits_per_video", "last_hidden_state")
 
 
-def compatibility(names: Iterable[str] | None = None, threads: int = 1) -> pd.DataFrame:
+def compatibility(
+    names: Iterable[str] | None = None, threads: int = 1, workers: int = 1
+) -> pd.DataFrame:
     """Table over the classes of `vqlora.zoo` (all, or the named ones): "yes" where all of this holds.
 
     forward: on a float32 base, gated adapters on every part equal the base bit for bit at the start, and
@@ -48,7 +53,8 @@ def compatibility(names: Iterable[str] | None = None, threads: int = 1) -> pd.Da
     gates: other features of one frame change that frame's gates alone; frames permuted, gates permuted.
     audit: no fault.
 
-    About 5 CPU-seconds a class and 10 for the fresh process. Raises KeyError for an unknown name.
+    About 5 CPU-seconds a class and 10 for the fresh process. workers: processes that share the classes.
+    Raises KeyError for an unknown name.
     """
     import pandas as pd
 
@@ -56,6 +62,11 @@ def compatibility(names: Iterable[str] | None = None, threads: int = 1) -> pd.Da
     for name in names:
         if name not in ZOO:
             raise KeyError(f"no class {name!r}; known: {', '.join(ZOO)}")
+    index = pd.Index([type(tiny_model(name)).__name__ for name in names], name="class")
+    if workers > 1:
+        shares = [names[i::workers] for i in range(workers)]
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            return pd.concat(pool.map(partial(compatibility, threads=threads), shares)).loc[index]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -66,7 +77,6 @@ def compatibility(names: Iterable[str] | None = None, threads: int = 1) -> pd.Da
         torch.set_num_threads(before)
     for name, cell in again.items():
         rows[name]["reload"] = cell if rows[name]["reload"] == "yes" else rows[name]["reload"]
-    index = pd.Index([type(tiny_model(name)).__name__ for name in names], name="class")
     return pd.DataFrame([rows[name] for name in names], index=index, columns=list(COLUMNS))
 
 

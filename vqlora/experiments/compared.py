@@ -1,32 +1,14 @@
-"""Typed settings of whole experiments, i.e. which runs a notebook asks for; a profile holds one of each.
+"""Comparisons of arms over domains and seeds: the main one, and those of gates, ranks and bits."""
 
-    profile = load_profile("cpu")                 # configs/cpu.yaml
-    runs = profile.main.runs()                    # tuple of RunSettings
-"""
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vqlora.config import (
-    Arm,
-    Bits,
-    DataSettings,
-    PartCounts,
-    PretrainSettings,
-    RunSettings,
-    Settings,
-    arm_name,
-    check_arm,
-)
-from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
-
-JUDGED = ("uniform", "random", "keyframes", "packets", "top-k", "cumulative", "cumulative-coverage",
-          "lowbit-cumulative", "lowbit-change", "segments", "diverse", "mmr", "encoder", "oracles")
+from vqlora.config import Arm, Bits, RunSettings, Settings, arm_name, check_arm
+from vqlora.settings_file import ConfigError, parse
 
 
 class ArmSettings(Settings):
@@ -101,63 +83,6 @@ class MainSettings(Settings):
                                  f"allowed: {', '.join(free)}")
         try:
             return parse(RunSettings, {**chosen, **self.overrides, **arm.overrides}, "overrides")
-        except ConfigError as fault:
-            raise ValueError(str(fault).splitlines()[0]) from None
-
-
-class FramesSettings(Settings):
-    """Notebook 07: policies judged on models trained once on mixed frames; and models trained per policy."""
-
-    domains: tuple[str, ...] = Field(min_length=1)           # QLoRA on each, then judged
-    untrained: tuple[str, ...] = ()                          # judged with the base as it is
-    policies: tuple[str, ...] = JUDGED
-    counts: tuple[int, ...] = (1, 2, 4, 8, 16)
-    untrained_counts: tuple[int, ...] = (4, 8)
-    seeds: tuple[int, ...] = (0,)
-    learning_rate: float = Field(1e-2, gt=0)                 # where no swept rate is on file
-    steps: int = Field(40, ge=1)
-    train_clips: int = Field(240, ge=1)
-    val_clips: int = Field(64, ge=1)                         # the oracle is chosen by these
-    test_clips: int = Field(128, ge=1)
-    per_policy: tuple[str, ...] = ("uniform", "packets", "cumulative-coverage")
-    per_policy_counts: tuple[int, ...] = (4, 8)
-    per_policy_domains: tuple[str, ...] = ()
-    per_policy_seeds: tuple[int, ...] = (0,)
-    long_videos: bool = True                                 # measure speed on long and real ones, too
-    overrides: dict[str, Any] = {}                           # fields of RunSettings for every run
-
-    @model_validator(mode="after")
-    def _usable(self) -> FramesSettings:
-        if not {"uniform", "oracles"} <= set(self.policies):
-            raise ValueError("policies: needs 'uniform' and 'oracles', between which the others are placed")
-        self.judged_runs(0.0), self.per_policy_runs(0.0)     # building them checks the overrides
-        return self
-
-    def judged_runs(self, learning_rate: float, *, base: str = "released") -> tuple[RunSettings, ...]:
-        """One model per domain and seed, trained on mixed frames of several numbers, under every policy."""
-        judged = {"judge": self.policies, "judge_clips": self.val_clips, "base": base, "bits": "nf4"}
-        trained = {"arm": "qlora", "steps": self.steps, "learning_rate": learning_rate, "select": "mixed",
-                   "train_frames": (4, 8), "judge_frames": self.counts}
-        as_is = {"arm": "frozen", "steps": 0, "learning_rate": 0.0, "judge_frames": self.untrained_counts}
-        pairs = [(domain, seed) for domain in self.domains for seed in self.seeds]
-        return (*(self._run(*pair, **judged, **trained) for pair in pairs),
-                *(self._run(domain, 0, **judged, **as_is) for domain in self.untrained))
-
-    def per_policy_runs(self, learning_rate: float, *, base: str = "released") -> tuple[RunSettings, ...]:
-        """Models trained and tested on the frames of one policy alone."""
-        same = {"arm": "qlora", "bits": "nf4", "steps": self.steps, "learning_rate": learning_rate}
-        return tuple(self._run(domain, seed, **same, base=base, select=policy, frames=count)
-                     for domain in self.per_policy_domains for policy in self.per_policy
-                     for count in self.per_policy_counts for seed in self.per_policy_seeds)
-
-    def _run(self, domain: str, seed: int, **chosen: Any) -> RunSettings:
-        chosen |= {"experiment": "07_frames", "domain": domain, "seed": seed, "train_clips": self.train_clips,
-                   "eval_clips": self.test_clips, "eval_part": "test"}
-        for key in self.overrides:
-            if key in chosen:
-                raise ValueError(f"overrides: {key!r} is set by the experiment itself")
-        try:
-            return parse(RunSettings, {**chosen, **self.overrides}, "overrides")
         except ConfigError as fault:
             raise ValueError(str(fault).splitlines()[0]) from None
 
@@ -241,67 +166,3 @@ class BitsSettings(MainSettings):
         how = {"base": "", "experiment": experiment}
         runs = self.sweep_runs(**how) if sweep else self.runs(learning_rates, **how)
         return tuple(run.model_copy(update={"base": sources[run.label]}) for run in runs)
-
-
-class Profile(Settings):
-    """A named set of settings for the whole chain of notebooks; a profile is a file."""
-
-    name: str
-    in_place: bool = False                                   # True: also writes figures/ and paper/generated/
-    data: DataSettings
-    base: PretrainSettings = PretrainSettings()
-    main: MainSettings
-    frames: FramesSettings                                   # of notebook 07
-    temporal: TemporalSettings                               # of notebook 05
-    ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
-    bits: BitsSettings                                       # of notebook 08
-    workers: int = Field(2, ge=1)                            # runs at a time, one process each
-    expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
-
-    @model_validator(mode="after")
-    def _data_is_there(self) -> Profile:
-        compared = {"main": self.main, "temporal": self.temporal, "ranks": self.ranks, "bits": self.bits}
-        for label, part in compared.items():
-            if part is not None:
-                self._check_domains(label, part)
-        wanted, have = self.bits.source_clips + self.bits.calibration_clips, self.data.domains.get("source")
-        if have is None or wanted > have.val:
-            raise ValueError(f"bits.source_clips: with calibration_clips {wanted}, more than "
-                             f"data.domains.source.val ({have.val if have else 0})")
-        trained = (*self.frames.domains, *self.frames.per_policy_domains)
-        for domain in (*trained, *self.frames.untrained):
-            have = self.data.domains.get(domain, PartCounts())
-            for key, part in (("train_clips", "train"), ("val_clips", "val"), ("test_clips", "test")):
-                if (part != "train" or domain in trained) and getattr(self.frames, key) > getattr(have, part):
-                    raise ValueError(f"frames.{key}: {getattr(self.frames, key)} is more than "
-                                     f"data.domains.{domain}.{part} ({getattr(have, part)})")
-        return self
-
-    def _check_domains(self, label: str, compared: MainSettings) -> None:
-        for run in compared.runs() + compared.sweep_runs():
-            if run.domain not in self.data.domains:
-                raise ValueError(f"{label}.domains: {run.domain!r} is not in data.domains; allowed: "
-                                 + ", ".join(self.data.domains))
-            have = self.data.domains[run.domain]
-            for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
-                if getattr(run, key) > getattr(have, part):
-                    raise ValueError(f"{label}.{key}: {getattr(run, key)} is more than "
-                                     f"data.domains.{run.domain}.{part} ({getattr(have, part)})")
-
-
-def load_profile(name_or_path: str | Path, root: str | Path = ".") -> Profile:
-    """Read a profile by name (`cpu` is `<root>/configs/cpu.yaml`) or by path. Raises ConfigError."""
-    text = str(name_or_path)
-    if re.fullmatch(r"[\w-]+", text):
-        path = Path(root, "configs", f"{text}.yaml")
-        if not path.is_file():
-            names = sorted(p.stem for p in Path(root, "configs").glob("*.yaml"))
-            raise ConfigError(f"profile {text!r} is not known{nearest(text, names)}; "
-                              f"allowed: {', '.join(names)}")
-    else:
-        path = Path(text)
-    values = read_mapping(path)
-    values.setdefault("name", path.stem)
-    if values["name"] != path.stem:
-        raise ConfigError(f"{path}: name: {values['name']!r} does not match the file; allowed: {path.stem!r}")
-    return parse(Profile, values, path)

@@ -1,0 +1,253 @@
+"""Verification: a changed cell, figure or sentence is caught; only sound results become the reference."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from invented_results import write_invented
+
+from vqlora import cli, notebooks
+from vqlora.config import ConfigError
+from vqlora.report.accept import accept
+from vqlora.report.keys import ResultsError
+from vqlora.report.recompute import CHECKS
+from vqlora.report.seal import SUMS, seal_faults, write_seal
+from vqlora.report.tolerances import compare_folders, load_tolerances
+from vqlora.report.verify import verify
+
+ROOT = Path(__file__).resolve().parents[1]
+TOLERANCES = ROOT / "results" / "tolerances.toml"
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A sealed checkout with invented results, the real text and claims, and a figure."""
+    root = tmp_path / "checkout"
+    write_invented(root / "results")
+    shutil.copy(TOLERANCES, root / "results")
+    shutil.copytree(ROOT / "paper", root / "paper", ignore=shutil.ignore_patterns("generated"))
+    (root / "figures").mkdir()
+    (root / "figures" / "planner.pdf").write_bytes(b"%PDF a figure")
+    write_seal(root)
+    return root
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_what_is_committed_is_what_was_sealed():
+    assert seal_faults(ROOT) == []
+
+
+def test_one_changed_cell_is_caught_in_the_file_and_in_the_sentence(checkout):
+    assert seal_faults(checkout) == []
+    replace(
+        checkout / "results" / "03_main" / "summary.csv",
+        "language,qlora,nll,0.7475",
+        "language,qlora,nll,0.7175",
+    )
+    faults = seal_faults(checkout)
+    assert faults[0] == "results/03_main/summary.csv: is not the file that was sealed"
+    assert any(r"\vq{main.language.qlora.nll} = 0.718" in fault and "sealed" in fault for fault in faults)
+    done = subprocess.run(["sha256sum", "-c", "--quiet", SUMS], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 1 and "results/03_main/summary.csv: FAILED" in done.stdout
+
+
+def test_a_changed_figure_is_caught_unless_this_checkout_drew_it(checkout):
+    figure = checkout / "figures" / "planner.pdf"
+    figure.write_bytes(b"%PDF another")
+    assert seal_faults(checkout) == ["figures/planner.pdf: is not the file that was sealed"]
+    drawn = checkout / "build" / "cpu" / "paper" / "figures" / "planner.pdf"
+    drawn.parent.mkdir(parents=True)
+    shutil.copy(figure, drawn)
+    assert seal_faults(checkout) == []
+    figure.unlink()
+    assert seal_faults(checkout) == ["figures/planner.pdf: is not there any more"]
+
+
+def test_another_key_in_a_sentence_is_caught(checkout):
+    section = checkout / "paper" / "sections" / "results.tex"
+    replace(section, r"\vq{main.language.frozen.nll}", r"\vq{main.visual.frozen.nll}")
+    (fault,) = seal_faults(checkout)
+    assert fault.startswith("paper/sections/results.tex: number ")
+    assert r"is \vq{main.visual.frozen.nll} = 4.600; sealed: \vq{main.language.frozen.nll} = 4.200" in fault
+
+
+def test_changed_claims_tolerances_and_new_files_are_caught(checkout):
+    replace(checkout / "paper" / "claims.yaml", "at_least: 0.60", "at_least: 0.20")
+    replace(checkout / "results" / "tolerances.toml", "spread = 0.08", "spread = 8")
+    (checkout / "results" / "04_cost").mkdir()
+    (checkout / "results" / "04_cost" / "summary.csv").write_text("metric,value\nnll,1\n")
+    assert [fault.split(":")[0] for fault in seal_faults(checkout)] == [
+        "paper/claims.yaml", "results/04_cost/summary.csv", "results/tolerances.toml"]  # fmt: skip
+
+
+def regenerated(
+    checkout: Path, profile: str = "cpu", flags: tuple = ("avx2",), notebook: str = "03_main"
+) -> Path:
+    """A copy of a notebook's results as if made anew; both get manifests."""
+    manifest = {"profile": "cpu", "processor_flags": ["avx2"], "versions": {"torch": "2"}}
+    made = checkout / "build" / profile / "results"
+    shutil.copytree(checkout / "results" / notebook, made / notebook)
+    (checkout / "results" / notebook / "manifest.json").write_text(json.dumps(manifest))
+    own = {**manifest, "profile": profile, "processor_flags": list(flags)}
+    (made / notebook / "manifest.json").write_text(json.dumps(own))
+    return made
+
+
+def faults_of(made: Path, checkout: Path) -> list[str]:
+    tolerances = load_tolerances(checkout / "results" / "tolerances.toml")
+    return [
+        fault for file in compare_folders(made, checkout / "results", tolerances) for fault in file.faults
+    ]
+
+
+def test_a_loss_may_differ_in_its_last_digits_and_more_on_another_processor(checkout):
+    made = regenerated(checkout)
+    assert faults_of(made, checkout) == []
+    summary = made / "03_main" / "summary.csv"
+    replace(summary, "language,qlora,nll,0.7475", "language,qlora,nll,0.74751")
+    assert faults_of(made, checkout) == []
+    replace(summary, "language,qlora,nll,0.74751", "language,qlora,nll,0.76")
+    (fault,) = faults_of(made, checkout)
+    assert "language qlora nll: 0.76; reference 0.7475 (numeric" in fault
+    replace(made / "03_main" / "manifest.json", "avx2", "avx512f")
+    assert faults_of(made, checkout) == []
+    replace(summary, "language,qlora,nll,0.76", "language,qlora,nll,1.5")
+    assert "(statistical" in faults_of(made, checkout)[0]
+
+
+def test_counts_are_exact_and_rows_may_not_vanish(checkout):
+    made = regenerated(checkout)
+    replace(made / "03_main" / "settings.csv", "steps,60", "steps,61")
+    summary = pd.read_csv(made / "03_main" / "summary.csv")
+    summary.iloc[1:].to_csv(made / "03_main" / "summary.csv", index=False)
+    faults = faults_of(made, checkout)
+    assert any("steps, value" in fault or "steps: 61; reference 60 (exact)" in fault for fault in faults)
+    assert any(fault.startswith("row language frozen nll is missing") for fault in faults)
+
+
+def test_another_profile_is_compared_where_that_makes_sense(checkout):
+    made = regenerated(checkout, profile="full")
+    replace(made / "03_main" / "settings.csv", "steps,60", "steps,90")
+    assert faults_of(made, checkout) == [], "other settings are what another profile is"
+    replace(made / "03_main" / "summary.csv", "language,qlora,nll,0.7475", "language,qlora,nll,2.5")
+    assert len(faults_of(made, checkout)) == 1
+
+
+def test_tolerances_are_read_strictly_and_leave_no_cell_without_a_rule(tmp_path):
+    path = tmp_path / "tolerances.toml"
+    path.write_text('[[rule]]\nfiles = ["*"]\nkind = "near"\nwhy = "for this test"\n')
+    with pytest.raises(ConfigError, match=r"rule\[0\]\.kind: 'near' is not one of exact, numeric"):
+        load_tolerances(path)
+    path.write_text('[[rule]]\nfiles = ["03_main/*"]\nkind = "exact"\nwhy = "for this test"\n')
+    with pytest.raises(ConfigError, match="none fits 01_data/runs.csv, clips"):
+        load_tolerances(path).of("01_data/runs.csv", "clips")
+    committed = load_tolerances(TOLERANCES)
+    assert committed.of("03_main/summary.csv", "nll").spread == 0.08
+    assert committed.of("01_data/domains.csv", "clips").kind == "exact"
+    assert [name for name in committed.rows if not (ROOT / "results" / name).is_file()] == []
+
+
+@pytest.mark.parametrize("check", [c for c in CHECKS if not c.slow], ids=lambda c: f"{c.file}-{c.source[:9]}")
+def test_committed_numbers_follow_from_finer_ones(check):
+    assert check.ready(ROOT / "results") and check.faults(ROOT / "results") == []
+
+
+def test_a_number_that_does_not_follow_is_named(tmp_path):
+    results = tmp_path / "results"
+    for folder in ("03_main", "07_frames"):
+        shutil.copytree(ROOT / "results" / folder, results / folder)
+    replace(results / "03_main" / "tests.csv", "undecided", "supported")
+    gap = results / "07_frames" / "gap.csv"
+    first = pd.read_csv(gap, dtype=str)
+    first.loc[0, "gain"] = "0.5"
+    first.to_csv(gap, index=False)
+    corrected, closed = CHECKS[2], CHECKS[4]
+    assert corrected.faults(results) == [
+        "03_main/tests.csv, line 4, verdict: supported; p-values and intervals give undecided"]  # fmt: skip
+    assert "07_frames/gap.csv, line 2, gain: 0.5" in closed.faults(results)[0]
+
+
+def test_the_command_prints_claims_and_fails_where_a_check_does(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(notebooks, "repository", lambda *_: checkout)
+    assert cli.main(["verify", "--profile", "reference", "--quick"]) == 1, (
+        "invented p-values do not correct so"
+    )
+    shown = capsys.readouterr().out
+    assert "03_main/tests.csv" in shown and "failed" in shown and "Verification failed" in shown
+    assert "QLoRA equals LoRA" in " ".join(shown.split()) and "denied" in shown
+    assert cli.main(["verify", "--profile", "smoke"]) == 1
+    assert "its numbers mean nothing" in capsys.readouterr().err
+    outcome = verify("reference", checkout, quick=True)
+    assert not outcome.ok and outcome.stamp().startswith("Verification failed: ")
+
+
+@pytest.fixture
+def made(checkout) -> Path:
+    """The checkout as a git repository, with results of notebook 03 made by `full` from its commit."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
+    for command in (["init", "-q"], ["add", "paper"], ["commit", "-qm", "text"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    folder = regenerated(checkout, profile="full") / "03_main"
+    note = {"profile": "full", "dirty": False, "commit": commit, "versions": {}}
+    (folder / "manifest.json").write_text(json.dumps(note))
+    replace(folder / "summary.csv", "language,qlora,nll,0.7475", "language,qlora,nll,0.7333")
+    (folder / "cost.csv").write_text("key,train_cpu_s\nabc,1.5\n")
+    run = checkout / "build" / "full" / "runs"
+    (run / "examples").mkdir(parents=True)
+    (run / "abc.json").write_text("{}")
+    pd.DataFrame({"nll": [1.0]}).to_parquet(run / "examples" / "abc.parquet")
+    return checkout
+
+
+def test_accept_promotes_results_with_provenance_and_runs(made):
+    accept("03_main", "full", made)
+    kept = made / "results"
+    assert "0.7333" in (kept / "03_main" / "summary.csv").read_text()
+    assert json.loads((kept / "03_main" / "manifest.json").read_text())["profile"] == "full"
+    assert (kept / "runs" / "abc.json").is_file() and (kept / "runs" / "examples" / "abc.parquet").is_file()
+    assert seal_faults(made) == []
+    line = hashlib.sha256((kept / "03_main" / "summary.csv").read_bytes()).hexdigest()
+    assert f"{line}  results/03_main/summary.csv" in (made / SUMS).read_text()
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        ({"dirty": True}, "made from a tree with changes"),
+        ({"dirty": None}, "made from a tree with changes"),
+        ({"profile": "smoke"}, "smoke's numbers mean nothing"),
+        ({"profile": "cpu"}, "its manifest says profile 'cpu', not 'full'"),
+        ({"commit": "0" * 40}, "commit 000000000000, which is not in the history"),
+    ],
+)
+def test_accept_refuses_what_cannot_be_the_reference(made, note, words):
+    manifest = made / "build" / "full" / "results" / "03_main" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **note}))
+    before = (made / "results" / "03_main" / "summary.csv").read_bytes()
+    with pytest.raises(ResultsError, match=words):
+        accept("03_main", "full", made)
+    assert (made / "results" / "03_main" / "summary.csv").read_bytes() == before
+
+
+def test_accept_refuses_what_is_stale_and_what_a_sentence_denies(made):
+    with pytest.raises(ResultsError, match="changed since it wrote it"):
+        accept("03_main", "full", made, up_to_date=False)
+    section = made / "paper" / "sections" / "results.tex"
+    section.write_text(section.read_text() + "\\vqstates{total-less}It saves three fifths.\n")
+    with pytest.raises(ResultsError, match="states as a fact that 60 to 65 per cent less memory.*is denied"):
+        accept("03_main", "full", made)
+    (made / "build" / "full" / "results" / "03_main" / "manifest.json").unlink()
+    with pytest.raises(ResultsError, match="has not run to its end"):
+        accept("03_main", "full", made)

@@ -1,0 +1,117 @@
+"""Typed settings of whole experiments, i.e. which runs a notebook asks for; a profile holds one of each.
+
+    profile = load_profile("cpu")                 # configs/cpu.yaml
+    runs = profile.main.runs()                    # tuple of RunSettings
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from vqlora.config import DataSettings, PartCounts, PretrainSettings, Settings
+from vqlora.experiments.compared import (
+    ArmSettings,
+    BitsSettings,
+    MainSettings,
+    RankSettings,
+    TemporalSettings,
+)
+from vqlora.experiments.cost import STEP_ARMS, CostModel, CostSettings
+from vqlora.experiments.frames import JUDGED, FramesSettings
+from vqlora.experiments.hub import AlignSettings, HubSettings
+from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
+
+__all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BitsSettings", "CostModel", "CostSettings",
+           "FramesSettings", "HubSettings", "MainSettings", "Profile", "RankSettings", "TemporalSettings",
+           "load_profile"]
+
+
+class Profile(Settings):
+    """A named set of settings for the whole chain of notebooks; a profile is a file."""
+
+    name: str
+    in_place: bool = False                                   # True: also writes figures/ and paper/generated/
+    data: DataSettings | None = None                         # what is rendered
+    base: PretrainSettings = PretrainSettings()
+    main: MainSettings | None = None
+    frames: FramesSettings | None = None                     # of notebook 07
+    temporal: TemporalSettings | None = None                 # of notebook 05
+    ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
+    cost: CostSettings | None = None                         # of notebook 04
+    bits: BitsSettings | None = None                         # of notebook 08
+    hub: tuple[HubSettings, ...] = ()                        # of notebook 14
+    card: str | None = None                                  # that its runs shall fit, e.g. 24GB
+    workers: int = Field(2, ge=1)                            # runs at a time, one process each
+    expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
+
+    @model_validator(mode="after")
+    def _data_is_there(self) -> Profile:
+        parts = [("main", self.main), ("temporal", self.temporal), ("ranks", self.ranks), ("bits", self.bits)]
+        for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)]:
+            if part is not None:
+                self._check_domains(label, part)
+        twice = sorted({name for part in self.hub for name in part.domains
+                        if sum(name in other.domains for other in self.hub) > 1})
+        if twice:
+            raise ValueError(f"hub: domain {twice[0]!r} is in two comparisons; their results would be mixed")
+        if self.card is not None:
+            for part in self.hub:
+                part.on(self.card)
+        if self.bits is not None:
+            self._check_bits()
+        if self.frames is not None:
+            self._check_frames()
+        return self
+
+    def _check_bits(self) -> None:
+        wanted, have = self.bits.source_clips + self.bits.calibration_clips, self._rendered().get("source")
+        if have is None or wanted > have.val:
+            raise ValueError(f"bits.source_clips: with calibration_clips {wanted}, more than "
+                             f"data.domains.source.val ({have.val if have else 0})")
+
+    def _check_frames(self) -> None:
+        trained = (*self.frames.domains, *self.frames.per_policy_domains)
+        for domain in (*trained, *self.frames.untrained):
+            have = self._rendered().get(domain, PartCounts())
+            for key, part in (("train_clips", "train"), ("val_clips", "val"), ("test_clips", "test")):
+                if (part != "train" or domain in trained) and getattr(self.frames, key) > getattr(have, part):
+                    raise ValueError(f"frames.{key}: {getattr(self.frames, key)} is more than "
+                                     f"data.domains.{domain}.{part} ({getattr(have, part)})")
+
+    def _rendered(self) -> dict[str, PartCounts]:
+        return self.data.domains if self.data else {}
+
+    def _check_domains(self, label: str, compared: MainSettings) -> None:
+        rendered, own = self._rendered(), getattr(compared, "sources", {})
+        for run in compared.runs() + compared.sweep_runs():
+            if run.domain in own:
+                continue
+            if run.domain not in rendered:
+                raise ValueError(f"{label}.domains: {run.domain!r} is not in data.domains; allowed: "
+                                 + (", ".join((*rendered, *own)) or "none, there is no data"))
+            have = rendered[run.domain]
+            for key, part in (("train_clips", "train"), ("eval_clips", run.eval_part)):
+                if getattr(run, key) > getattr(have, part):
+                    raise ValueError(f"{label}.{key}: {getattr(run, key)} is more than "
+                                     f"data.domains.{run.domain}.{part} ({getattr(have, part)})")
+
+
+def load_profile(name_or_path: str | Path, root: str | Path = ".") -> Profile:
+    """Read a profile by name (`cpu` is `<root>/configs/cpu.yaml`) or by path. Raises ConfigError."""
+    text = str(name_or_path)
+    if re.fullmatch(r"[\w-]+", text):
+        path = Path(root, "configs", f"{text}.yaml")
+        if not path.is_file():
+            names = sorted(p.stem for p in Path(root, "configs").glob("*.yaml"))
+            raise ConfigError(f"profile {text!r} is not known{nearest(text, names)}; "
+                              f"allowed: {', '.join(names)}")
+    else:
+        path = Path(text)
+    values = read_mapping(path)
+    values.setdefault("name", path.stem)
+    if values["name"] != path.stem:
+        raise ConfigError(f"{path}: name: {values['name']!r} does not match the file; allowed: {path.stem!r}")
+    return parse(Profile, values, path)

@@ -1,0 +1,50 @@
+"""Figure of notebook 06: which layers each allocation gives its ranks to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vqlora.report.cells import DOMAINS, ordered, read_csv
+from vqlora.report.rank_tables import RANK_NAMES
+
+
+def rank_layers(results: Path) -> Figure:
+    """Mean rank of every layer by every allocation."""
+    layers = read_csv(results, "06_ranks/ranks.csv", ("domain", "arm", "place", "modality", "rank"))
+    places = {arm: place for place, arm in enumerate(ordered(layers["arm"], RANK_NAMES))}
+    layers = layers.sort_values("arm", key=lambda arms: arms.map(places), kind="stable")
+    return ranks_by_layer(layers.replace({"arm": RANK_NAMES}))
+
+
+def ranks_by_layer(layers: pd.DataFrame) -> Figure:
+    """Mean rank of each layer, one line a method and one panel a domain; parts of the model side by side.
+
+    Args:
+        layers: domain, arm, place (of the layer in the model), modality, rank; a row per seed.
+    """
+    domains = ordered(layers["domain"], DOMAINS)
+    methods = list(dict.fromkeys(layers["arm"]))
+    figure, panels = plt.subplots(
+        len(domains), 1, squeeze=False, sharex=True, layout="constrained",
+        figsize=(6.8, len(domains) * (0.5 + 0.17 * len(methods))),
+    )  # fmt: skip
+    first = layers.drop_duplicates("place").sort_values("place")
+    starts = first.drop_duplicates("modality")
+    for panel, domain in zip(panels[:, 0], domains, strict=True):
+        own = layers[layers["domain"] == domain]
+        wide = own.groupby(["arm", "place"])["rank"].mean().unstack(fill_value=0).loc[methods]
+        shown = panel.imshow(wide, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+        panel.set(title=DOMAINS.get(domain, domain), yticks=range(len(methods)), yticklabels=methods)
+        panel.set_xticks(starts["place"], starts["modality"], ha="left")
+        panel.grid(False)
+        for place in starts["place"][1:]:
+            panel.axvline(place - 0.5, color="white", lw=1)
+        figure.colorbar(shown, ax=panel, label="rank")
+    return figure
+
+
+RANK_FIGURES = {"rank_layers": rank_layers}

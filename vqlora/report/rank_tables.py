@@ -1,0 +1,75 @@
+"""Tables of notebook 06: what each allocation of ranks reaches, what it can lose, what it chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from vqlora.report.cells import CLAIMS, DOMAINS, Table, label, ordered, read_csv
+from vqlora.report.keys import format_interval, format_number, latex_text
+
+RANK_NAMES = {
+    "uniform": "Uniform",
+    "vision-heavy": "Vision-heavy",
+    "text-heavy": "Text-heavy",
+    "entropy": "Entropy of inputs",
+    "motion": "Motion",
+    "gradient": "Gradient",
+    "fisher": "Fisher",
+    "gradient+quantization": "Gradient and bits lost",
+    "relative": "Relative gradient",
+    "scheduled": "Scheduled",
+    "adalora": "AdaLoRA",
+    "eva": "EVA",
+}
+
+
+def ranks_table(results: Path) -> Table:
+    """NLL of every allocation on every domain, its worst gap to the best one, and vision's share of ranks."""
+    summary = read_csv(results, "06_ranks/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
+    worst = read_csv(results, "06_ranks/regret.csv", ("arm", "worst")).set_index("arm")["worst"]
+    layers = read_csv(results, "06_ranks/ranks.csv", ("domain", "arm", "modality", "rank"))
+    nll = summary[summary["metric"] == "nll"].set_index(["arm", "domain"])
+    totals = layers.groupby(["arm", "domain", "modality"])["rank"].sum().unstack(fill_value=0)
+    vision = totals["vision"] / totals.sum(axis=1)
+    domains, rows = ordered(summary["domain"], DOMAINS), []
+    for arm in ordered(summary["arm"], RANK_NAMES):
+        cells = [_loss(nll.loc[(arm, domain)]) for domain in domains]
+        shares = [format_number(vision[arm, domain], "frac_frac") for domain in domains]
+        rows.append((label(arm, RANK_NAMES), *cells, format_number(worst[arm], "nll"), " / ".join(shares)))
+    heads = (f"NLL, {label(domain, DOMAINS).lower()}" for domain in domains)
+    return Table(("Allocation", *heads, "Worst gap", "Ranks in vision"), tuple(rows))
+
+
+def _loss(row: pd.Series) -> str:
+    interval = format_interval(row["low"], row["high"], "nll")
+    return rf"{format_number(row['value'], 'nll')} {{\scriptsize {interval}}}"
+
+
+def rank_tests_table(results: Path) -> Table:
+    """The planned comparisons."""
+    numbers = ("value", "low", "high", "p_holm", "smallest_effect")
+    frame = read_csv(results, "06_ranks/tests.csv", ("domain", "comparison", "claim", *numbers, "verdict"))
+    rows = []
+    for domain in ordered(frame["domain"], DOMAINS):
+        own = frame[frame["domain"] == domain].to_dict("records")
+        rows += [None] * bool(rows)
+        rows += [(label(domain, DOMAINS) if row is own[0] else "", *_test(row)) for row in own]
+    heads = ("Gain", r"95\% interval", "Smallest", r"\emph{p} (Holm)", "Verdict")
+    return Table(("Domain", "Claim", *heads), tuple(rows), left=2)
+
+
+def _test(row: dict) -> tuple[str, ...]:
+    a, b = (label(arm, RANK_NAMES) for arm in row["comparison"].split("_vs_"))
+    return (
+        f"{a} {CLAIMS[row['claim']]} {b.lower()}",
+        format_number(row["value"], "nll"),
+        format_interval(row["low"], row["high"], "nll"),
+        format_number(row["smallest_effect"], "nll"),
+        format_number(row["p_holm"], "p_holm"),
+        latex_text(row["verdict"]),
+    )
+
+
+RANK_TABLES = {"rank_tests": rank_tests_table, "ranks": ranks_table}

@@ -1,0 +1,153 @@
+"""Numbers of the reference that a reviewer can make again without training, and whether they come out so.
+
+    for check in CHECKS: check.faults(Path("results"))
+
+From rows per example (``results/runs``, a run store like any other) come means, intervals and tests; from
+planned tests their correction and verdicts; from finer tables the coarser ones. What is left was measured or
+trained.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vqlora.store import RunStore, write_csv
+
+NEAR = 1e-6  # files hold eight digits
+
+
+@dataclass(frozen=True)
+class Check:
+    """One file that follows from others: how, and by what function of the results folder."""
+
+    file: str
+    source: str
+    make: Callable[[Path], pd.DataFrame]
+    needs: tuple[str, ...]
+    slow: bool = False  # more than a few seconds
+
+    def ready(self, results: Path) -> bool:
+        """Whether the file and all it follows from are there."""
+        return all(Path(results, name).exists() for name in (self.file, *self.needs))
+
+    def faults(self, results: Path) -> list[str]:
+        """[] or the cells that do not follow, five at most."""
+        found = pd.read_csv(io.StringIO(_as_written(self.make(Path(results)))))
+        kept = pd.read_csv(Path(results, self.file))
+        columns = [column for column in found if column in kept]
+        if len(found) != len(kept) or not columns:
+            return [f"{self.file}: {len(kept)} rows; {len(found)} follow from {self.source}"]
+        faults = []
+        for column in columns:
+            for line in np.flatnonzero(~_equal(found[column], kept[column])):
+                faults.append(f"{self.file}, line {line + 2}, {column}: {kept[column][line]}; "
+                              f"{self.source} give {found[column][line]}")  # fmt: skip
+        return faults[:5]
+
+
+def _as_written(frame: pd.DataFrame) -> str:
+    """The frame through the writer of results files: same order of rows, same digits."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_csv(Path(folder, "frame.csv"), frame)
+        return Path(folder, "frame.csv").read_text(encoding="utf-8")
+
+
+def _equal(a: pd.Series, b: pd.Series) -> np.ndarray:
+    x, y = (pd.to_numeric(column, errors="coerce").to_numpy(float) for column in (a, b))
+    near = np.isclose(x, y, rtol=NEAR, atol=1e-12)
+    words = [column.astype(object).fillna("").astype(str).to_numpy() for column in (a, b)]
+    return near | (words[0] == words[1])
+
+
+def _main_runs(results: Path):
+    """The runs of notebook 03 in the order of its table, read from the kept store."""
+    table, store = pd.read_csv(results / "03_main" / "cost.csv"), RunStore(results)
+    runs = []
+    for row in table.to_dict("records"):
+        run = store.get(row["key"])
+        if run is None or not run.examples_path.is_file():
+            raise FileNotFoundError(f"{store.path(row['key'])}: not kept with its examples")
+        settings = run.settings.model_copy(update={"seed": int(row["seed"]), "experiment": row["experiment"]})
+        runs.append(type(run)(run.key, settings, run.metrics, run.cost, run.provenance, run.examples_path))
+    return runs
+
+
+def _main_summary(results: Path) -> pd.DataFrame:
+    from vqlora.comparison import summarise
+
+    return summarise(_main_runs(results))
+
+
+def _main_tests(results: Path) -> pd.DataFrame:
+    from vqlora.comparison import judge, planned_claims
+
+    kept = pd.read_csv(results / "03_main" / "tests.csv")
+    return judge(_main_runs(results), planned_claims(float(kept["margin"].max())))
+
+
+def _corrected(file: str) -> Callable[[Path], pd.DataFrame]:
+    """Holm's correction and the verdicts of a file of planned tests, from its p-values and intervals."""
+
+    def make(results: Path) -> pd.DataFrame:
+        from vqlora import stats
+
+        table = pd.read_csv(results / file)
+        table["p_holm"] = stats.holm(table["p"])
+        table["verdict"] = [stats.verdict(*row) for row in table.assign(margin=table["margin"].fillna(0))[
+            ["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)]  # fmt: skip
+        return table
+
+    return make
+
+
+def _gap(results: Path) -> pd.DataFrame:
+    from vqlora.selection.gains import closed_gap
+
+    return closed_gap(pd.read_csv(results / "07_frames" / "policies.csv"))
+
+
+def _frames_summary(results: Path) -> pd.DataFrame:
+    from vqlora.selection.gains import closed_gap, summary
+
+    policies, kept = (pd.read_csv(results / "07_frames" / f"{name}.csv") for name in ("policies", "summary"))
+    best = kept.loc[kept["metric"] == "name", "value"].iloc[0]
+    return summary(policies, closed_gap(policies), best)
+
+
+def _rates(results: Path) -> pd.DataFrame:
+    sweep = pd.read_csv(results / "03_main" / "sweep.csv")
+    means = sweep.groupby(["arm", "learning_rate"], as_index=False)["value"].mean()
+    best = means.loc[means.groupby("arm")["value"].idxmin()]
+    kept = pd.read_csv(results / "lr.csv")
+    return kept[["arm", "bits"]].merge(best, on="arm")[["arm", "bits", "learning_rate", "value"]]
+
+
+def _peaks(results: Path) -> pd.DataFrame:
+    from vqlora.cost.study import judged_peaks
+
+    return judged_peaks(pd.read_csv(results / "08_bits" / "planner.csv"))
+
+
+CHECKS = (
+    Check(
+        "03_main/summary.csv",
+        "the rows per example in runs/",
+        _main_summary,
+        ("runs", "03_main/cost.csv"),
+        slow=True,
+    ),  # fmt: skip
+    Check("03_main/tests.csv", "the rows per example in runs/", _main_tests, ("runs", "03_main/cost.csv")),
+    Check("03_main/tests.csv", "p-values and intervals", _corrected("03_main/tests.csv"), ()),
+    Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
+    Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),
+    Check("07_frames/summary.csv", "policies.csv", _frames_summary, ("07_frames/policies.csv",)),
+    Check("lr.csv", "03_main/sweep.csv", _rates, ("03_main/sweep.csv",)),
+    Check("08_bits/peaks.csv", "planner.csv", _peaks, ("08_bits/planner.csv",), slow=True),
+)
