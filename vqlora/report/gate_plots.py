@@ -101,6 +101,7 @@ def gate_layers(results: Path, arm: str = "rank") -> Figure:
     frame = read_csv(results, "05_temporal/gates.csv", columns)
     frame = frame[frame["arm"] == arm]
     starts = frame.drop_duplicates("place").sort_values("place").drop_duplicates("modality")
+    middles = frame.groupby("modality")["place"].mean()
     top = float(np.nanmax(np.abs(frame[list(GAPS)].to_numpy()))) or 1.0
     means = frame.groupby(["domain", "place"])[list(GAPS)].mean()
     tables = {name: means[name].unstack().dropna(how="all") for name in GAPS}
@@ -112,7 +113,7 @@ def gate_layers(results: Path, arm: str = "rank") -> Figure:
         look = {"aspect": "auto", "cmap": "RdBu_r", "interpolation": "nearest"}
         shown = panel.imshow(table, vmin=-top, vmax=top, **look)
         panel.set_yticks(range(len(table)), [label(domain, DOMAINS) for domain in table.index])
-        panel.set_xticks(starts["place"], starts["modality"], ha="left")
+        panel.set_xticks(middles, middles.index)
         panel.set_title(GAPS[name])
         panel.grid(False)
         for place in starts["place"][1:]:
