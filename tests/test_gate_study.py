@@ -175,8 +175,10 @@ def test_figures_and_tables_show_the_tests(written):
     plt.close(figure)
 
 
-def test_the_gates_of_a_model_are_read_for_every_frame():
-    model = adapted(gate="rank", feature_names=["motion"], feature_mean=[0.0], feature_std=[1.0])
+@pytest.mark.parametrize("control", [None, "constant"])
+def test_the_gates_of_a_model_are_read_for_every_frame(control):
+    named = {"feature_names": ["motion"], "feature_mean": [0.0], "feature_std": [1.0]}
+    model = adapted(gate="rank", control=control, **named)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if ".lora_gate" in name:  # every gate: 2 sigmoid(h tanh(motion))
@@ -189,7 +191,8 @@ def test_the_gates_of_a_model_are_read_for_every_frame():
     table = gate_rows(model, [item, item], {"c": 41})
     assert table["frame"].tolist() == [0, 20, 40] * 2 and set(table["task"]) == {"gate"}
     opened = table[[name for name in table if name.startswith("gate.")]]
-    assert len(opened.columns) > 3 and np.allclose(opened.iloc[:2], 1) and (opened.iloc[2] > 1.5).all()
+    assert len(opened.columns) > 3 and (opened.iloc[2] > 1.5).all()
+    assert np.allclose(opened.iloc[:2], 1) if control is None else np.allclose(opened, opened.iloc[0])
     assert np.allclose(table["feature.motion"], [0, 0, 1] * 2, atol=1e-6)
     assert np.allclose(table[[name for name in table if name.startswith("active.")]], 4, atol=1e-3)
 

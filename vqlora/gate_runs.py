@@ -55,8 +55,10 @@ def gate_rows(model: nn.Module, items: Sequence[Item], lengths: dict[str, int]) 
         flat = inputs["pixel_values"].flatten(0, 1)
         seen = pixel_features(flat, clip, inputs["frame_times"].flatten())
         columns = {f"feature.{name}": seen[:, place].numpy() for place, name in enumerate(PIXEL_FEATURES)}
-        columns |= {f"gate.{name}": table.mean(dim=1).numpy() for name, table in opened.items()}
-        columns |= {f"active.{name}": ranks.numpy() for name, ranks in active.items()}
+        # a constant gate is one row for all frames
+        mean = {f"gate.{name}": table.mean(dim=1) for name, table in opened.items()}
+        mean |= {f"active.{name}": ranks for name, ranks in active.items()}
+        columns |= {name: found.expand(len(clip)).numpy() for name, found in mean.items()}
         frame = [round(float(t) * (lengths[item.clip.id] - 1)) for item in shown for t in item.times]
         named = {"clip": [item.clip.id for item in shown for _ in item.times], "task": "gate", "frame": frame}
         tables.append(pd.DataFrame({**named, **columns}))
