@@ -31,7 +31,7 @@ def write_invented(results: Path) -> Path:
     _frames(results / "07_frames")
     write_bits(results / "08_bits")
     _architectures(results / "13_architectures")
-    _cost(results / "04_cost")
+    _step_costs(results / "04_cost")
     pd.DataFrame(
         [
             ["uniform", 512, 0.81, 0.62, 0.96, 0.72, 0.7, 0.31],
@@ -108,7 +108,7 @@ def _gates(folder: Path) -> None:
     pd.DataFrame(layers, columns=columns).to_csv(folder / "gates.csv", index=False)
 
 
-def _cost(folder: Path) -> None:
+def _step_costs(folder: Path) -> None:
     """What notebook 04 makes of steps that are made up, by its own functions."""
     peaks = {"qlora": 9e7, "lora": 9e7, "full": 1.4e8, "vqlora": 9.2e7, "vqlora+lean": 4e7,
              "vqlora+lean+ckpt": 3e7}  # fmt: skip

@@ -61,7 +61,7 @@ def test_numbers_are_judged_by_value_ratio_reduction_and_difference(results):
 
 
 def test_what_was_not_run_is_said_so_and_a_wrong_key_names_the_nearest(results):
-    assert judged(results, at_least=0.6, needs="04_cost/claims.csv") == "not run"
+    assert judged(results, at_least=0.6, needs="99_unwritten/claims.csv") == "not run"
     with pytest.raises(ResultsError, match=r"claims\.one: no key '.*train_byte'.*did you mean '.*_bytes'"):
         judged(results, key="main.language.qlora.train_byte", at_least=0.6)
 

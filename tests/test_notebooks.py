@@ -236,9 +236,9 @@ def test_committed_notebooks_hold_an_argument_and_no_output(path):
 
 
 def test_a_profile_without_a_section_leaves_its_notebook_out_and_says_so_when_asked():
-    assert "06_ranks" in steps.planned("full", ROOT) and "06_ranks" not in steps.planned("cpu", ROOT)
-    with pytest.raises(notebooks.NotebookError, match="06_ranks: profile 'cpu' has no section 'ranks'"):
-        steps.steps(["06"], "cpu", ROOT)
+    assert "06_ranks" in steps.planned("cpu", ROOT) and "06_ranks" not in steps.planned("small", ROOT)
+    with pytest.raises(notebooks.NotebookError, match="06_ranks: profile 'small' has no section 'ranks'"):
+        steps.steps(["06"], "small", ROOT)
 
 
 def test_every_notebook_has_a_cost_in_every_profile():

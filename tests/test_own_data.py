@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vqlora.zoo.checkpoints import tiny_checkpoint
-
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -29,19 +27,6 @@ def test_ones_own_videos_from_nothing_to_captions_as_it_is_written(tmp_path):
         settings = tmp_path / "my_clips" / "run.yaml"
         settings.write_text(settings.read_text().replace("steps: 30", "steps: 2"))  # for time
     found = json.loads(done.stdout)
-    check_released(found)
-    more = next(b for b in re.findall(r"```yaml\n(.*?)```", section, re.S) if b.startswith("base:"))
-    tiny_checkpoint("smolvlm", settings.parent / "my_checkpoint")
-    settings.write_text(settings.read_text().replace("eval_clips: 4", "eval_clips: 1") + more)
-    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found["captions"]) == 1 and 0 < found["metrics"]["nll"] < 10
-    (adapter,) = (settings.parent / "adapters").glob("*/adapter_model.safetensors")
-    assert "## Scores" in (adapter.parent / "README.md").read_text()
-
-
-def check_released(found):
     assert len(found["captions"]) == 4 and all(row["prediction"] for row in found["captions"])
     assert found["metrics"]["unknown_tokens_frac"] == found["metrics"]["clips_left_out"] == 0
     assert found["metrics"]["nll"] < 20 and Path(found["examples"]).is_file()

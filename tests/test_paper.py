@@ -174,7 +174,7 @@ def test_every_finding_is_a_claim(section):
 
 
 def test_the_check_finds_unclaimed_findings():
-    text = r"It beats LoRA. It \vqclaim{a}{saves \vqfound{a}}{saves less}{}{} memory. \vqstates{b}It is new."
+    text = r"It beats LoRA. It \vqclaim{a}{saves \vqfound{a}}{saves less}{}{}. \vqstates{b}It is better."
     assert unclaimed_findings(text) == ["It beats LoRA."]
 
 

@@ -55,6 +55,11 @@ def test_files_and_folders_it_names_exist():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_its_pictures_are_there():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
 def test_its_tables_are_those_of_the_results():
     assert fill(README, ROOT / "results") == README
     assert fill("<!-- table: main -->\nold\n<!-- end -->", ROOT / "results").count("\n") > 5

@@ -190,6 +190,20 @@ def test_the_command_prints_claims_and_fails_where_a_check_does(checkout, monkey
     assert not outcome.ok and outcome.stamp().startswith("Verification failed: ")
 
 
+def test_executed_notebooks_become_web_pages(tmp_path):
+    from vqlora.report.html import export
+
+    with pytest.raises(ResultsError, match="no executed notebook; run `make paper` first"):
+        export(tmp_path)
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": "# It is so", "id": "a"}]
+    book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "notebooks").mkdir()
+    for name in ("03_main.ipynb", "07_frames.failed.ipynb"):
+        (tmp_path / "notebooks" / name).write_text(json.dumps(book))
+    (page,) = export(tmp_path)
+    assert page == tmp_path / "html" / "03_main.html" and "It is so" in page.read_text()
+
+
 @pytest.fixture
 def made(checkout) -> Path:
     """The checkout as a git repository, with results of notebook 03 made by `full` from its commit."""

@@ -197,8 +197,9 @@ def load_run(path: str | Path) -> RunSettings:
     if isinstance(values.get("data"), dict) and isinstance(values["data"].get("format"), str):
         values = {"domain": values["data"]["format"], **values}
     settings, found = parse(RunSettings, values, path), {}
-    base, here = Path(path).parent / Path(settings.base).expanduser(), Path(path).parent
-    if base.is_dir():
+    here = Path(path).parent
+    base = here / Path(settings.base).expanduser()
+    if settings.base != "released" and base.is_dir():
         found["base"] = str(base.resolve())
     if settings.save_to is not None:
         found["save_to"] = str((here / Path(settings.save_to).expanduser()).resolve())

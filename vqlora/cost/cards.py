@@ -1,7 +1,7 @@
 """Whether the runs of a comparison fit a card, by plans made from the checkpoints' published shapes.
 
     plan_cards(load_profile("gpu").hub[0])     # card, arm, bits, frames, batch, train_gb, room_gb, fits
-    python -m vqlora.cost.cards                # the arms that take most, into results/gpu_plan.csv; minutes
+    python -m vqlora.cost.cards                # the arm that takes most, into results/gpu_plan.csv; minutes
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def plan_cards(compared: HubSettings, cards: Sequence[str] = (), arms: Sequence[
     return pd.DataFrame(rows)
 
 
-def main(profile: str = "gpu", arms: Sequence[str] = ("lora", "vqlora")) -> None:
+def main(profile: str = "gpu", arms: Sequence[str] = ("lora",)) -> None:
     """Plan every comparison of a profile on every card and write `results/gpu_plan.csv`."""
     import pandas as pd
 

@@ -7,6 +7,8 @@
     batches.py      clips -> training batches
     evaluate.py     captions, likelihoods, questions
     run.py          one whole run
+    small.py        a base of real size made here, of a pretrained decoder and the released base's tower
+    study.py        the comparisons of notebook 14
 
 The embedded base has a way of its own (`vqlora.train`), which knows nothing of this one.
 """

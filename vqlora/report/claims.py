@@ -130,6 +130,9 @@ def _judge(name: str, claim: Claim, keys: Mapping[str, Value], results: Path, st
         says, value = _key(name, f"{claim.key}.verdict", keys).text, keys.get(claim.key)
         if margin := keys.get(f"{claim.key}.margin"):
             expected = f"{expected}, margin {margin.text}"
+        ends = [keys.get(f"{claim.key}.stated_{end}_frac") for end in ("low", "high")]
+        if all(ends):
+            expected = f"{ends[0].text} to {ends[1].text}"
         found = f"{value.text} {value.interval}".strip() if value else "--"
         return Judged(name, claim, expected, found, says)
     number, low, high = _measured(name, claim, keys)
@@ -170,7 +173,7 @@ def _key(name: str, key: str, keys: Mapping[str, Value]) -> Value:
 
 def _expected(claim: Claim, metric: str) -> str:
     if claim.expect == "verdict":
-        return "planned test"
+        return "planned test" if claim.origin == "ours" else "as claimed"
     ends = (claim.at_least, claim.at_most)
     low, high = (None if end is None else format_number(end, metric) for end in ends)
     text = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"

@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from vqlora.config import ConfigError, Settings
 from vqlora.settings_file import parse
 
-LIKE = ("profile", "processor_flags")  # of a manifest: what makes two machines of one kind, beside torch
+# Of a manifest: what makes two machines of one kind, beside torch.
+LIKE = ("profile", "processor", "processor_flags")
 SHOWN = 5  # differing cells that a file tells of
 
 
