@@ -170,9 +170,9 @@ def _frames(folder: Path) -> None:
 def _main(folder: Path) -> None:
     scored = ("token_accuracy_frac", "slot_frac", "cider", "qa_frac")
     pd.DataFrame(
-        [(domain, arm, seed, *[(0.6 if arm == "full" else 0.55) + seed / 50] * 4)
-         for domain in DOMAINS for arm in ("full", "qlora") for seed in (0, 1, 2)],
-        columns=["domain", "arm", "seed", *scored],
+        [(domain, arm, bits, seed, *[level + seed / 50] * 4) for domain in DOMAINS
+         for arm, bits, level in (("full", "bf16", 0.6), ("qlora", "nf4", 0.55)) for seed in (0, 1, 2)],
+        columns=["domain", "arm", "bits", "seed", *scored],
     ).to_csv(folder / "runs.csv", index=False)  # fmt: skip
     rows, sweep, tests = [], [], []
     for shift, domain in enumerate(DOMAINS):
