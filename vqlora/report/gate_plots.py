@@ -32,7 +32,7 @@ def gate_gains(results: Path) -> Figure:
     frame = frame.assign(arm=frame["comparison"].str.removesuffix("_vs_plain"))
     main = ordered(frame.loc[frame["family"] == "primary", "domain"], DOMAINS)
     panels_of = [(label(name, DOMAINS), frame[frame["domain"] == name], "arm", GATE_NAMES) for name in main]
-    panels_of.append(("The gate, by domain", frame[frame["arm"] == "rank"], "domain", DOMAINS))
+    panels_of.append(("All domains", frame[frame["arm"] == "rank"], "domain", DOMAINS))
     rows = max(own[by].nunique() for _, own, by, _ in panels_of)
     figure, panels = plt.subplots(
         1, len(panels_of), squeeze=False, figsize=(6.5, 0.75 + 0.2 * rows),
