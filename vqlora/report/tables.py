@@ -308,8 +308,6 @@ def compute_table(results: Path) -> Table:
     return Table(heads, tuple(rows))
 
 
-WAITING = ("sizes", "stated")  # tables whose results are not committed yet
-
 TABLES: dict[str, Callable[[Path], Table]] = {
     "architectures": architectures_table,
     "base": base_table,
@@ -329,7 +327,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "tests": tests_table,
     "textonly": textonly_table,
     **COST_TABLES,
-    **{name: build for name, build in BIT_TABLES.items() if name not in WAITING},
+    **BIT_TABLES,
 }
 
 
