@@ -39,6 +39,8 @@ SECTIONS = [
     ("subsection", "Quantitative Results"),
     ("subsection", "Efficiency and Memory Usage"),
     ("subsection", "Ablation Studies"),
+    ("subsection", "Allocation of Ranks"),
+    ("subsection", "Temporal Gating"),
     ("subsection", "Qualitative Analysis"),
     ("section", "Discussion"),
     ("section", "Limitations and Future Work"),
