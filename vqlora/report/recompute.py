@@ -66,9 +66,9 @@ def _equal(a: pd.Series, b: pd.Series) -> np.ndarray:
     return near | (words[0] == words[1])
 
 
-def _main_runs(results: Path):
-    """The runs of notebook 03 in the order of its table, read from the kept store."""
-    table, store = pd.read_csv(results / "03_main" / "cost.csv"), RunStore(results)
+def _kept_runs(results: Path, notebook: str):
+    """The runs of a notebook in the order of its table, read from the kept store."""
+    table, store = pd.read_csv(results / notebook / "cost.csv"), RunStore(results)
     runs = []
     for row in table.to_dict("records"):
         run = store.get(row["key"])
@@ -82,14 +82,22 @@ def _main_runs(results: Path):
 def _main_summary(results: Path) -> pd.DataFrame:
     from vqlora.comparison import summarise
 
-    return summarise(_main_runs(results))
+    return summarise(_kept_runs(results, "03_main"))
 
 
 def _main_tests(results: Path) -> pd.DataFrame:
     from vqlora.comparison import judge, planned_claims
 
     kept = pd.read_csv(results / "03_main" / "tests.csv")
-    return judge(_main_runs(results), planned_claims(float(kept["margin"].max())))
+    return judge(_kept_runs(results, "03_main"), planned_claims(float(kept["margin"].max())))
+
+
+def _rank_tests(results: Path) -> pd.DataFrame:
+    from vqlora.comparison import judge
+    from vqlora.rank_study import rank_claims
+
+    kept = pd.read_csv(results / "06_ranks" / "tests.csv")
+    return judge(_kept_runs(results, "06_ranks"), rank_claims(float(kept["margin"].max())))
 
 
 def _corrected(file: str) -> Callable[[Path], pd.DataFrame]:
@@ -145,6 +153,7 @@ CHECKS = (
     ),  # fmt: skip
     Check("03_main/tests.csv", "the rows per example in runs/", _main_tests, ("runs", "03_main/cost.csv")),
     Check("03_main/tests.csv", "p-values and intervals", _corrected("03_main/tests.csv"), ()),
+    Check("06_ranks/tests.csv", "the rows per example in runs/", _rank_tests, ("runs", "06_ranks/cost.csv")),
     Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
     Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),
     Check("07_frames/summary.csv", "policies.csv", _frames_summary, ("07_frames/policies.csv",)),
