@@ -170,7 +170,9 @@ def test_a_number_that_does_not_follow_is_named(tmp_path):
     first = pd.read_csv(gap, dtype=str)
     first.loc[0, "gain"] = "0.5"
     first.to_csv(gap, index=False)
-    corrected, closed = CHECKS[2], CHECKS[4]
+    named = {(check.file, check.source): check for check in CHECKS}
+    corrected = named["03_main/tests.csv", "p-values and intervals"]
+    closed = named["07_frames/gap.csv", "policies.csv"]
     assert corrected.faults(results) == [
         "03_main/tests.csv, line 4, verdict: supported; p-values and intervals give undecided"]  # fmt: skip
     assert "07_frames/gap.csv, line 2, gain: 0.5" in closed.faults(results)[0]

@@ -144,13 +144,14 @@ def quality_losses(
 ) -> pd.DataFrame:
     """Share of `against`'s quality that `arm` lacks, paired by seed: domain, metric, value, low, high, seeds.
 
-    runs: notebook 03's runs.csv. Intervals (95%, by t) are over seeds; one seed alone has none (NaN ends
-    decide nothing).
+    runs: notebook 03's runs.csv; those in which `against` scores nothing are left out. Intervals (95%, by t)
+        are over seeds; one seed alone has none (NaN ends decide nothing).
     """
     rows = []
     for domain, own in runs.groupby("domain", sort=False):
         for metric in metrics:
             wide = own.pivot(index="seed", columns="arm", values=metric)
+            wide = wide[wide[against] > 0]  # of nothing there is no share
             lost = (1 - wide[arm] / wide[against]).dropna()
             if len(lost):
                 found = interval(lost.to_numpy()[:, None], np.random.default_rng(0))
