@@ -39,7 +39,8 @@ def ranks_by_layer(layers: pd.DataFrame) -> Figure:
         wide = own.groupby(["arm", "place"])["rank"].mean().unstack(fill_value=0).loc[methods]
         shown = panel.imshow(wide, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
         panel.set(title=DOMAINS.get(domain, domain), yticks=range(len(methods)), yticklabels=methods)
-        panel.set_xticks(starts["place"], starts["modality"], ha="left")
+        names = ["\n" * (n % 2) + name for n, name in enumerate(starts["modality"])]  # fusion is narrow
+        panel.set_xticks(starts["place"], names, ha="left")
         panel.grid(False)
         for place in starts["place"][1:]:
             panel.axvline(place - 0.5, color="white", lw=1)
