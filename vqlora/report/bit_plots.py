@@ -17,7 +17,12 @@ FAMILIES = {  # beginning of a label: colour, marker, name
     "int2": ("#D55E00", "v", "simulated"),
     "": ("#0072B2", "o", "one kind of bits"),
 }
-BESIDE = {"nf4": (3, -9), "int8": (3, -9), "int3": (-13, 5)}  # points: where a name has neighbours
+BESIDE = {  # points from the marker: where a name has neighbours
+    "nf4": (3, -9),
+    "int8": (3, -9),
+    "int3": (-13, 5),
+    "mixed-25": (-18, 5),
+}
 MODELS = {"KineVLM": ("#0072B2", "o"), "SmolVLM-135M": ("#D55E00", "s")}
 STACK = tuple(part for part in PART_NAMES if part not in ("peak", "resident"))
 
@@ -41,7 +46,7 @@ def bits_quality(results: Path) -> Figure:
             ends = [[max(row["value"] - row["low"], 0)], [max(row["high"] - row["value"], 0)]]
             look = {"color": colour, "marker": marker, "markersize": 4}
             panel.errorbar([place], [row["value"]], yerr=ends if np.isfinite(ends).all() else None, **look)
-        panel.set_xticks(range(len(names)), names, rotation=60)
+        panel.set_xticks(range(len(names)), map(_short, names), rotation=60)
         panel.set(title=f"{DOMAINS[domain]}, tuned", xlim=(-0.5, len(names) - 0.5))
     return figure
 
@@ -58,10 +63,17 @@ def _frozen(panel, nll: pd.Series, held_mb: pd.Series) -> None:
         seen.add(words)
         if not name.startswith("random"):
             place = BESIDE.get(name, (3, 4))
-            panel.annotate(name, (held_mb[name], value), place, textcoords="offset points", fontsize=6)
+            look = {"textcoords": "offset points", "fontsize": 6}
+            panel.annotate(_short(name), (held_mb[name], value), place, **look)
     panel.margins(y=0.1)
     panel.set(title="Source, frozen", xlabel="Memory of the weights (MB)", ylabel="NLL (lower is better)")
     panel.legend(fontsize=6)
+
+
+def _short(name: str) -> str:
+    """``mixed-25`` -> mixed 25%."""
+    share = f"{name.replace('-', ' ')}%" if "-" in name else name
+    return {"bf16": "16 bits", "nf4": "NF4", "fp4": "FP4"}.get(name, share)
 
 
 def _family(name: str) -> tuple[str, str, str]:
