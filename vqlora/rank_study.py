@@ -88,7 +88,8 @@ def calibration(cost: pd.DataFrame) -> pd.DataFrame:
     spent = cost.groupby("arm")[["attach_cpu_s", "train_cpu_s"]].mean()
     share = spent["attach_cpu_s"] / spent.sum(axis=1)
     table = pd.DataFrame({"calibration_cpu_s": spent["attach_cpu_s"], "calibration_frac": share})
-    return table.rename_axis("arm").reset_index().melt("arm", var_name="metric").sort_values(["arm", "metric"])
+    long = table.rename_axis("arm").reset_index().melt("arm", var_name="metric")
+    return long.sort_values(["arm", "metric"])
 
 
 def runs_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -26,8 +26,8 @@ RANK_NAMES = {
 
 
 def ranks_table(results: Path) -> Table:
-    """NLL of every allocation on every domain, its worst gap to the best one, vision's share of ranks, and the
-    share of the CPU time that choosing them takes."""
+    """NLL of every allocation on every domain, its worst gap to the best one, vision's share of ranks, and
+    the share of the CPU time that choosing them takes."""
     summary = read_csv(results, "06_ranks/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
     worst = read_csv(results, "06_ranks/regret.csv", ("arm", "worst")).set_index("arm")["worst"]
     layers = read_csv(results, "06_ranks/ranks.csv", ("domain", "arm", "modality", "rank"))
