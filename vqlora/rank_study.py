@@ -79,6 +79,19 @@ def regret(summary: pd.DataFrame, metric: str = "nll") -> pd.DataFrame:
     return gaps.assign(worst=gaps.max(axis=1)).sort_values("worst").reset_index()
 
 
+def calibration(cost: pd.DataFrame) -> pd.DataFrame:
+    """What choosing the ranks costs before training, mean over runs: arm, metric, value.
+
+    calibration_cpu_s: attaching the adapter, ranks read off the batches included; calibration_frac: of all
+    CPU time up to the trained adapter. Ranks that move while training cost nothing here and some there.
+    """
+    spent = cost.groupby("arm")[["attach_cpu_s", "train_cpu_s"]].mean()
+    share = spent["attach_cpu_s"] / spent.sum(axis=1)
+    table = pd.DataFrame({"calibration_cpu_s": spent["attach_cpu_s"], "calibration_frac": share})
+    long = table.rename_axis("arm").reset_index().melt("arm", var_name="metric")
+    return long.sort_values(["arm", "metric"])
+
+
 def runs_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs' results without a column for each layer's rank, which `ranks_of` has."""
     return frame[[column for column in frame.columns if not column.startswith("rank.")]]
