@@ -87,6 +87,12 @@ def test_the_planned_claims_ask_for_both_fixed_splits():
     assert verdicts["visual", "relative_vs_vision-heavy"] == "denied"
 
 
+def test_further_claims_are_about_methods_that_a_profile_has():
+    assert rank_study.further_claims(["uniform", "relative"]) == []
+    found = rank_study.further_claims(["relative", "gradient", "eva"])
+    assert [claim["b"] for claim in found] == ["gradient", "eva"]
+
+
 def test_ranks_are_read_back_by_layer_and_drawn():
     runs = [run("a", d, 1.0, (8, 2, 0), seed) for d in ("language", "visual") for seed in (0, 1)]
     runs += [run("b", d, 1.0, (seed, 4, 6), seed) for d in ("language", "visual") for seed in (0, 1)]

@@ -33,6 +33,14 @@ def rank_claims(
     return [claim for claim in claims if methods is None or claim["b"] in methods]
 
 
+def further_claims(methods: Sequence[str]) -> list[dict]:
+    """Comparisons beside the planned ones, on NLL, a family of their own: does the source gradient matter, is
+    a layer that lost more to quantization worth more rank, are the published rivals beaten?"""
+    pairs = [("relative", "gradient"), ("gradient+quantization", "gradient"),
+             ("relative", "eva"), ("relative", "adalora")]  # fmt: skip
+    return [{"a": a, "b": b, "claim": "greater"} for a, b in pairs if {a, b} <= set(methods)]
+
+
 def ranks_of(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """The rank of every layer at the end of every run: domain, arm, seed, place, layer, modality, rank.
 

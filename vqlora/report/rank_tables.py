@@ -52,14 +52,15 @@ def _loss(row: pd.Series) -> str:
 
 
 def rank_tests_table(results: Path) -> Table:
-    """The planned comparisons."""
+    """The planned comparisons; below, further ones where a profile has their methods."""
     numbers = ("value", "low", "high", "p_holm", "smallest_effect")
-    frame = read_csv(results, "06_ranks/tests.csv", ("domain", "comparison", "claim", *numbers, "verdict"))
-    rows = []
-    for domain in ordered(frame["domain"], DOMAINS):
-        own = frame[frame["domain"] == domain].to_dict("records")
-        rows += [None] * bool(rows)
-        rows += [(label(domain, DOMAINS) if row is own[0] else "", *_test(row)) for row in own]
+    files, rows = ["06_ranks/tests.csv", "06_ranks/further.csv"], []
+    for file in files[: 1 + Path(results, files[1]).is_file()]:
+        frame = read_csv(results, file, ("domain", "comparison", "claim", *numbers, "verdict"))
+        for domain in ordered(frame["domain"], DOMAINS):
+            own = frame[frame["domain"] == domain].to_dict("records")
+            rows += [None] * bool(rows)
+            rows += [(label(domain, DOMAINS) if row is own[0] else "", *_test(row)) for row in own]
     heads = ("Gain", r"95\% interval", "Smallest", r"\emph{p} (Holm)", "Verdict")
     return Table(("Domain", "Claim", *heads), tuple(rows), left=2)
 
