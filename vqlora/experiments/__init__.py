@@ -36,6 +36,7 @@ class Profile(Settings):
     in_place: bool = False                                   # True: also writes figures/ and paper/generated/
     data: DataSettings | None = None                         # what is rendered
     base: PretrainSettings = PretrainSettings()
+    stock: PretrainSettings | None = None                    # its rival, trained by notebook 02
     main: MainSettings | None = None
     frames: FramesSettings | None = None                     # of notebook 07
     temporal: TemporalSettings | None = None                 # of notebook 05
