@@ -35,7 +35,7 @@ NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_ma
                        "08_bits", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base", "stock"},
-         "13_architectures": {"name"}, "04_cost": {"name", "cost"},
+         "13_architectures": {"name", "classes"}, "04_cost": {"name", "cost"},
          "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
          "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
          "14_checkpoints": {"name", "data", "hub", "card"}}
