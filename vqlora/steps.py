@@ -263,7 +263,8 @@ def _tree(folder: Path) -> list[list[str]]:
 def _inputs(here: Here) -> list[Path]:
     """Files beside code that results depend on: weights and tables in the package, tables kept, styles."""
     paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
-    read = ("lr.csv", "03_main/sweep.csv", "08_bits/swept.csv", "08_bits/sizes.csv", "08_bits/stated.csv")
-    paths += [*(here.root / "results" / name for name in read),
+    kept = here.root / "results"
+    paths += [*kept.glob("*/swe*.csv"), kept / "lr.csv",
+              *(kept / name for name in ("02_base/stock.csv", "08_bits/sizes.csv", "08_bits/stated.csv")),
               *(here.root / "figures").glob("*.mplstyle")]
     return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]
