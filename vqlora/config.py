@@ -150,6 +150,7 @@ class PretrainSettings(Settings):
 
     pretrain: bool = False                                   # False: evaluate the released base only
     val_clips: int = Field(512, ge=1)
+    architecture: Literal["kinevlm", "smolvlm"] = "kinevlm"  # smolvlm: the stock class, see stock_base
     seed: int = Field(0, ge=0)
     steps: int = Field(1000, ge=1)
     vision_steps: int = Field(200, ge=0)                     # of them: vision tower alone, on dense labels

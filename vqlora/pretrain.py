@@ -11,6 +11,7 @@ are packed behind its visual tokens: the attention mask keeps them apart, so the
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -43,9 +44,13 @@ def new_model(recipe: PretrainSettings):
         vision_layers=recipe.vision_layers,
         vision_heads=recipe.vision_width // 32,
     )
+    kind = KineVLMForPretraining
+    if recipe.architecture == "smolvlm":  # by name: the base's own training does not depend on its rival
+        rival = importlib.import_module("vqlora.stock_base")
+        kind, config = rival.StockForPretraining, rival.StockConfig.like(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return KineVLMForPretraining(config, recipe), tokenizer
+        return kind(config, recipe), tokenizer
 
 
 class KineVLMForPretraining(KineVLMForConditionalGeneration):
@@ -59,6 +64,10 @@ class KineVLMForPretraining(KineVLMForConditionalGeneration):
         self.turn_head = nn.Linear(config.text_config.hidden_size, 4)  # no event, or the first to third
         self.log_temperature = nn.Parameter(torch.tensor(2.5))
         self.post_init()
+
+    def bare(self) -> KineVLMForConditionalGeneration:
+        """A model of the same sizes without what only pretraining needs."""
+        return KineVLMForConditionalGeneration(self.config)
 
     def forward(self, pixel_values, frame_times, patches, motions, turns, names, input_ids=None, labels=None,
     position_ids=None,
@@ -230,7 +239,7 @@ def work(out: Path) -> None:
     last = processes.told(lambda: last_whole_checkpoint(out / "checkpoints"))
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
-        base = KineVLMForConditionalGeneration(model.config)
+        base = model.bare()
         base.load_state_dict(model.state_dict(), strict=False)  # less the dense head and the temperature
         base.to(torch.bfloat16).save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")

@@ -34,8 +34,8 @@ NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_ma
          "91_tables": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
                        "08_bits", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
-READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
-         "04_cost": {"name", "cost"},
+READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base", "stock"},
+         "13_architectures": {"name", "classes"}, "04_cost": {"name", "cost"},
          "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
          "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
          "14_checkpoints": {"name", "data", "hub", "card"}}
@@ -263,7 +263,8 @@ def _tree(folder: Path) -> list[list[str]]:
 def _inputs(here: Here) -> list[Path]:
     """Files beside code that results depend on: weights and tables in the package, tables kept, styles."""
     paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
-    read = ("lr.csv", "03_main/sweep.csv", "08_bits/swept.csv", "08_bits/sizes.csv", "08_bits/stated.csv")
-    paths += [*(here.root / "results" / name for name in read),
+    kept = here.root / "results"
+    paths += [*kept.glob("*/swe*.csv"), kept / "lr.csv",
+              *(kept / name for name in ("02_base/stock.csv", "08_bits/sizes.csv", "08_bits/stated.csv")),
               *(here.root / "figures").glob("*.mplstyle")]
     return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]

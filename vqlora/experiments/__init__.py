@@ -36,12 +36,14 @@ class Profile(Settings):
     in_place: bool = False                                   # True: also writes figures/ and paper/generated/
     data: DataSettings | None = None                         # what is rendered
     base: PretrainSettings = PretrainSettings()
+    stock: PretrainSettings | None = None                    # its rival, trained by notebook 02
     main: MainSettings | None = None
     frames: FramesSettings | None = None                     # of notebook 07
     temporal: TemporalSettings | None = None                 # of notebook 05
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
     cost: CostSettings | None = None                         # of notebook 04
     bits: BitsSettings | None = None                         # of notebook 08
+    classes: tuple[str, ...] = ()                            # that 13 tries, of vqlora.zoo; empty: all
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each

@@ -186,7 +186,7 @@ def data_table(results: Path) -> Table:
 
 
 def base_table(results: Path) -> Table:
-    """The base on unseen source clips, by how frames are chosen."""
+    """The base on unseen source clips, by how frames are chosen; below, the stock class trained alike."""
     names = {"uniform": "evenly spaced", "cover": "covering events", "blind": "another clip's"}
     heads = {
         "frames": "Frames",
@@ -196,7 +196,12 @@ def base_table(results: Path) -> Table:
         "t2v_r1": "R@1",
         "qa_frac": "QA",
     }
-    return wide_table(results, "02_base/validation.csv", heads, {"frames": names})
+    own = wide_table(results, "02_base/validation.csv", heads, {"frames": names})
+    stock = read_csv(results, "02_base/stock.csv", ("base", "frames", "metric", "value"))
+    wide = stock[stock["base"] == "stock"].pivot(index="frames", columns="metric", values="value")
+    rows = [(f"SmolVLM, {names[view]}", *(format_number(wide.loc[view, m], m) for m in list(heads)[1:]))
+            for view in names]  # fmt: skip
+    return Table(own.head, (*own.rows, None, *rows))
 
 
 def wide_table(
