@@ -16,6 +16,7 @@ from vqlora.adapter.merge import merge
 from vqlora.arms import houlsby, prefix
 from vqlora.base import tiny
 from vqlora.baselines import attach, callbacks, finish, prepare, ranks, trainable_report
+from vqlora.card import _what
 from vqlora.checkpoints import last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator, Layout
 from vqlora.losses import batch_loss
@@ -55,11 +56,13 @@ def test_an_arm_learns_and_a_run_that_goes_on_ends_with_the_same_bits(tmp_path, 
     assert all(torch.equal(whole[name], value) for name, value in resumed.items())
 
 
-@pytest.mark.parametrize("arm, bits, name", [
-    ("dora", "nf4", "DoRA4_QLORA_w4"), ("houlsby", "int8", "Houlsby4_QLORA_w8"),
-    ("prefix", "bf16", "Prefix4_LORA_w16"), ("posttrain", "nf4", "None_PTQ_w4"),
+@pytest.mark.parametrize("arm, bits, name, kind", [
+    ("dora", "nf4", "DoRA4_QLORA_w4", "DoRA adapters (rank 4)"),
+    ("houlsby", "int8", "Houlsby4_QLORA_w8", "Houlsby adapters (width 4)"),
+    ("prefix", "bf16", "Prefix4_LORA_w16", "Prefix adapters (positions: 4)"),
+    ("posttrain", "nf4", "None_PTQ_w4", "Full fine-tuning, quantized only afterwards, of Tiny"),
 ])  # fmt: skip
-def test_a_saved_model_says_what_it_is_and_comes_back_as_it_was(tmp_path, arm, bits, name):
+def test_a_saved_model_says_what_it_is_and_comes_back_as_it_was(tmp_path, arm, bits, name, kind):
     model, settings, data, collator = started(arm, bits)
     with torch.no_grad():
         for p in model.parameters():
@@ -69,6 +72,7 @@ def test_a_saved_model_says_what_it_is_and_comes_back_as_it_was(tmp_path, arm, b
     tiny()[0].save_pretrained(tmp_path / "base")
     collator.layout.tokenizer.save_pretrained(tmp_path / "base")
     named = describe_model(model, "Tiny", "clips", base_source=str(tmp_path / "base"))
+    assert kind in _what(named, settings.model_dump())
     assert f"_{name}_" in named.name and named.bits == bits
     again, _ = load_model(save_model(model, tmp_path, named, collator.layout.tokenizer))
     batch = collator([data[0], data[1]])
