@@ -7,11 +7,12 @@ import pandas as pd
 from invented_bits import write_bits
 from PIL import Image
 
-from vqlora import method_study
+from vqlora import method_study, stats
 from vqlora.cost import bench_tables, claims
 from vqlora.experiments import CostModel
 from vqlora.gate_study import overall
 from vqlora.selection.gains import closed_gap, summary
+from vqlora.store import write_csv
 
 DOMAINS = ("language", "visual")
 ARMS = {"frozen": 4.2, "full": 0.68, "lora": 0.742, "qlora": 0.7475}
@@ -103,11 +104,12 @@ def _methods(folder: Path) -> None:
     columns = ["domain", "arm", "metric", "value", "low", "high"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "more.csv", index=False)
     tests = pd.DataFrame(claims, columns=["family", "domain", "comparison", "value", "claim"])
-    tests = tests.assign(metric="nll", low=tests["value"] - 0.06, high=tests["value"] + 0.06, p=0.01)
-    better, worse = tests["low"] > 0, (tests["high"] < 0.05) & (tests["claim"] == "greater")
-    tests["verdict"] = np.select([better, worse], ["supported", "denied"], "undecided")
-    tests = tests.assign(margin=0.05, p_holm=0.02, smallest_effect=0.04)
-    tests[method_study.TESTS].to_csv(folder / "more_tests.csv", index=False)
+    tests = tests.assign(metric="nll", low=tests["value"] - 0.06, high=tests["value"] + 0.06, margin=0.05)
+    tests = tests.assign(p=np.where(tests["low"] > 0, 0.001, 0.6), smallest_effect=0.04)
+    tests["p_holm"] = tests.groupby("family")["p"].transform(stats.holm)
+    judged = tests[["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)
+    tests["verdict"] = [stats.verdict(*row) for row in judged]
+    write_csv(folder / "more_tests.csv", tests[method_study.TESTS])
     method_study.overall(tests, DOMAINS).to_csv(folder / "more_overall.csv", index=False)
     times = [(arm, "train_cpu_s", 30.0 + len(arm)) for arm in nll]
     pd.DataFrame(times, columns=["arm", "metric", "value"]).to_csv(folder / "more_times.csv", index=False)

@@ -11,6 +11,7 @@ from vqlora import method_study
 from vqlora.config import RunSettings, arm_name
 from vqlora.experiments import MainSettings, load_profile
 from vqlora.report.method_tables import METHOD_TABLES
+from vqlora.report.recompute import CHECKS
 from vqlora.report.tables import write_tables
 from vqlora.runs import ARM_MODULES
 from vqlora.store import StoredRun, write_csv
@@ -121,6 +122,16 @@ def test_tables_have_every_method_and_its_price(tmp_path):
     assert "DoRA beats QLoRA | 0.110 | [0.050, 0.170]" in text["method_tests"]
     assert "Full, then NF4 is no worse than full fine-tuning" in text["method_tests"]
     assert "| Language shift | Full fine-tuning | 1.003 |" in text["method_rates"]
+
+
+def test_corrections_and_verdicts_are_checked_family_by_family(tmp_path):
+    results = write_invented(tmp_path / "results")
+    [check] = [check for check in CHECKS if check.file == "03_main/more_tests.csv"]
+    assert check.ready(results) and check.faults(results) == []
+    tests = pd.read_csv(results / check.file)
+    tests.loc[tests["family"] == "methods", "p_holm"] *= 2  # as if both families were corrected together
+    write_csv(results / check.file, tests)
+    assert "p_holm" in check.faults(results)[0]
 
 
 def test_profiles_ask_for_every_method_of_the_comparison():
