@@ -1,4 +1,4 @@
-"""The arms of the comparison, put on a base model: frozen, full fine-tuning, LoRA, QLoRA, ours, its rivals.
+"""The arms of the comparison, put on a base model: frozen, full fine-tuning, LoRA, QLoRA, ours, others.
 
     model = attach(prepare(base, settings), settings)    # ready to train; `prepare` chooses the bits
     trainable_report(model)["trainable_frac"]
@@ -20,7 +20,11 @@ from vqlora.cost import parameter_count
 from vqlora.modalities import target_modules
 from vqlora.quantize import close_packing_trap, load_quantized
 
-ARMS = ("frozen", "full", "lora", "qlora", "vqlora", "adalora", "eva")
+WHOLE = ("full", "posttrain")  # arms that train every weight
+_OWN = {"adalora": "vqlora.rivals", "eva": "vqlora.rivals", "houlsby": "vqlora.arms.houlsby",
+        "prefix": "vqlora.arms.prefix", "posttrain": "vqlora.arms.posttrain"}  # fmt: skip
+ARMS = ("frozen", "full", "lora", "qlora", "vqlora", "dora", *_OWN)
+ADAPTERS = (".lora_", ".houlsby_", "prompt_encoder.")  # in the names of their parameters
 Batches = Callable[[], Sequence[Mapping]]  # what an allocator reads, made when it is asked for
 
 
@@ -28,12 +32,14 @@ def prepare(model: nn.Module, settings, *, device: str | torch.device | None = N
     """Bring a 16- or 32-bit base into the bits of `settings`, in place.
 
     Full fine-tuning gets float32 weights, the masters that AdamW updates: in bfloat16 a step below 1/256 of a
-    weight is lost. Every other arm is frozen in `settings.bits`.
+    weight is lost; so does "posttrain", whose bits come after training (`finish`). Every other arm is frozen
+    in `settings.bits`.
     """
-    if settings.arm == "full":
+    if settings.arm in WHOLE:
         if getattr(model, "vqlora_precision", None) is not None:
             raise ValueError(
-                f"arm 'full': the base is held in {model.vqlora_precision.bits!r}; load it in fp32 or bf16"
+                f"arm {settings.arm!r}: the base is held in {model.vqlora_precision.bits!r}; load it in fp32 "
+                "or bf16"
             )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return model.to(device=device, dtype=torch.float32)
@@ -51,15 +57,17 @@ def attach(model: nn.Module, settings, batches: Batches | None = None) -> nn.Mod
     held = getattr(getattr(model, "vqlora_precision", None), "bits", None)
     if settings.arm not in ARMS:
         raise ValueError(f"arm: {settings.arm!r} is not known; allowed: {', '.join(ARMS)}")
-    if settings.arm not in ("frozen", "full") and held != settings.bits:
+    if settings.arm not in ("frozen", *WHOLE) and held != settings.bits:
         raise ValueError(
             f"arm {settings.arm!r} wants a base in {settings.bits!r}, this one is in {held or 'fp32'!r}; "
             "see baselines.prepare"
         )
-    if settings.arm in ("frozen", "full"):
-        if settings.arm == "full" and held is not None:
-            raise ValueError(f"arm 'full' cannot train a base held in {held!r}; see baselines.prepare")
-        return model.requires_grad_(settings.arm == "full")
+    if settings.arm in ("frozen", *WHOLE):
+        if settings.arm in WHOLE and held is not None:
+            raise ValueError(
+                f"arm {settings.arm!r} cannot train a base held in {held!r}; see baselines.prepare"
+            )
+        return model.requires_grad_(settings.arm in WHOLE)
     own = _own_code(settings)
     if own is not None:
         config = own.configure(model, settings, batches)
@@ -71,7 +79,7 @@ def attach(model: nn.Module, settings, batches: Batches | None = None) -> nn.Mod
         # small steps. Under float32 compute this costs nothing; under bfloat16 peft keeps a float32 copy of
         # each input.
         model = get_peft_model(model, config, autocast_adapter_dtype=True)
-    if own is not None:
+    if hasattr(own, "begin"):
         own.begin(model, settings, batches)
     close_packing_trap(model)
     return model
@@ -80,34 +88,44 @@ def attach(model: nn.Module, settings, batches: Batches | None = None) -> nn.Mod
 def callbacks(model: nn.Module, settings) -> list:
     """What has to be called while the Trainer trains this arm: those that move ranks."""
     own = _own_code(settings)
-    return own.callbacks(model, settings) if own is not None else []
+    return own.callbacks(model, settings) if hasattr(own, "callbacks") else []
 
 
 def ranks(model: nn.Module, settings) -> dict[str, int]:
     """The rank that each layer has now, by full name, for arms that choose them; {} for others."""
     own = _own_code(settings)
-    return own.ranks(model) if own is not None else {}
+    return own.ranks(model) if hasattr(own, "ranks") else {}
+
+
+def finish(model: nn.Module, settings) -> tuple[nn.Module, dict[str, float]]:
+    """What is saved and evaluated after training, and what it costs: of "posttrain" the model in its bits."""
+    own = _own_code(settings)
+    return own.finish(model, settings) if hasattr(own, "finish") else (model, {})
 
 
 def _own_code(settings) -> ModuleType | None:
-    """The module of an arm that chooses its ranks: `configure`, `begin`, `callbacks`, `ranks`.
+    """The module of an arm with code of its own (see `vqlora.arms`), or that chooses its ranks.
 
     Imported by name: the other arms do not depend on this code, so a change of it reruns none of them.
     """
-    if settings.arm in ("adalora", "eva"):
-        return importlib.import_module("vqlora.rivals")
+    if settings.arm in _OWN:
+        return importlib.import_module(_OWN[settings.arm])
     if isinstance(getattr(settings, "ranks", None), str):
         return importlib.import_module("vqlora.ranks.runs")
     return None
 
 
 def lora_config(model: nn.Module, settings) -> LoraConfig:
-    """Stock peft LoRA on full module names, so that no other modality can be caught by a shared ending."""
+    """Stock peft LoRA on full module names, so that no other modality can be caught by a shared ending.
+
+    Arm "dora" has it with magnitudes apart from directions (Liu et al. 2024, arXiv:2402.09353).
+    """
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
+        use_dora=settings.arm == "dora",
         bias="none",
         target_modules=target_modules(model, settings.modalities, settings.layers),
     )
@@ -141,7 +159,7 @@ def trainable_report(model: nn.Module) -> dict[str, float]:
     seen: dict[int, tuple[str, nn.Parameter]] = {id(p): (name, p) for name, p in model.named_parameters()}
     total = sum(parameter_count(p) for _, p in seen.values())
     trainable = sum(parameter_count(p) for _, p in seen.values() if p.requires_grad)
-    adapters = sum(parameter_count(p) for name, p in seen.values() if ".lora_" in name)
+    adapters = sum(parameter_count(p) for name, p in seen.values() if any(mark in name for mark in ADAPTERS))
     return {
         "trainable": trainable,
         "total": total,

@@ -105,7 +105,7 @@ def make_card(folder: str | Path, licence: str | None = None) -> ModelCard:
     )
     parts = [
         f"# {metadata.name}",
-        _what(metadata),
+        _what(metadata, settings),
         _data(metadata, settings, metrics),
         _scores(settings, metrics),
         _limits(metadata),
@@ -116,10 +116,14 @@ def make_card(folder: str | Path, licence: str | None = None) -> ModelCard:
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part))
 
 
-def _what(metadata: Metadata) -> str:
+def _what(metadata: Metadata, settings: Mapping) -> str:
     if metadata.adapter:
-        size = f"rank {metadata.rank}" if metadata.rank is not None else f"{metadata.budget:,} parameters"
+        size = {"Houlsby": "width", "Prefix": "positions:"}.get(metadata.adapter, "rank")
+        size += f" {metadata.rank}"
+        size = f"{metadata.budget:,} parameters" if metadata.rank is None else size
         kind = f"{metadata.adapter} adapters ({size}) on"
+    elif settings.get("arm") == "posttrain":
+        kind = "Full fine-tuning, quantized only afterwards, of"
     else:
         kind = "Full fine-tuning of" if metadata.method == "FT" else "Quantized, not trained:"
     gates = ""
@@ -169,7 +173,7 @@ def _limits(metadata: Metadata) -> str:
     ]
     if metadata.base_source == "released":
         lines.append("The base has seen rendered clips of emoji only and knows their words only.")
-    if metadata.bits in ("nf4", "fp4", "int8"):
+    if metadata.adapter and metadata.bits in ("nf4", "fp4", "int8"):
         lines.append("Adapters were trained on the quantized base; on a 16-bit one their outputs differ.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
@@ -184,7 +188,7 @@ def _licence(licence: str, metadata: Metadata) -> str:
 
 
 def _use(metadata: Metadata, adapted: bool) -> str:
-    if not adapted or metadata.base_source == "released":
+    if not adapted or metadata.base_source == "released" or metadata.adapter == "Houlsby":
         lines = 'from vqlora.naming import load_model\nmodel, metadata = load_model("this-folder")'
         return f"## Use\n\n```python\n{lines}\n```"
     return (

@@ -20,7 +20,8 @@ from vqlora.settings_file import ConfigError, parse, read_mapping
 __all__ = ["ConfigError", "DataSettings", "DataSource", "PartCounts", "PretrainSettings", "RunSettings",
            "arm_name", "load_run", "swept_rates"]
 
-Arm = Literal["frozen", "full", "lora", "qlora", "vqlora", "adalora", "eva"]
+Arm = Literal["frozen", "full", "lora", "qlora", "vqlora", "adalora", "eva", "dora", "houlsby", "prefix",
+              "posttrain"]
 Bits = Literal["nf4", "fp4", "int8", "bf16"]
 Part = Literal["train", "val", "devtest", "test"]
 Language = Literal["en", "es", "de", "fr", "zh"]
@@ -28,7 +29,12 @@ Modality = Literal["vision", "fusion", "text", "audio"]
 
 _BITS_OF_ARM = {"frozen": ("nf4", "fp4", "int8", "bf16"), "full": ("bf16",), "lora": ("bf16",),
                 "qlora": ("nf4", "fp4", "int8"), "vqlora": ("nf4", "fp4", "int8", "bf16"),
-                "adalora": ("nf4", "fp4", "bf16"), "eva": ("nf4", "fp4", "int8", "bf16")}
+                "adalora": ("nf4", "fp4", "bf16"), "eva": ("nf4", "fp4", "int8", "bf16"),
+                "dora": ("nf4", "fp4", "bf16"), "houlsby": ("nf4", "fp4", "int8", "bf16"),
+                "prefix": ("nf4", "fp4", "int8", "bf16"), "posttrain": ("nf4", "fp4", "int8")}
+# Settings that an arm could only pass over: they must be left as they are.
+_LACKS = {"houlsby": ("layers", "dropout", "rslora"),
+          "prefix": ("layers", "dropout", "rslora", "gradient_checkpointing")}
 
 
 class Settings(BaseModel):
@@ -60,7 +66,7 @@ class RunSettings(Settings):
     domain: str                                              # a rendered data set; or a name, with `data`
     data: DataSource | None = None
     seed: int = Field(ge=0)
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1)                               # of houlsby the width, of prefix the positions
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     rslora: bool = False
@@ -109,6 +115,10 @@ class RunSettings(Settings):
                 raise ValueError(f"{key}: {min(getattr(self, key))} frames; at least 1 is allowed")
         if self.ranks is not None and self.arm != "vqlora":
             raise ValueError(f"ranks: {self.ranks!r} does not go with arm {self.arm!r}; allowed: vqlora")
+        for key in _LACKS.get(self.arm, ()):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: {getattr(self, key)!r} does not go with arm {self.arm!r}; "
+                                 f"allowed: {type(self).model_fields[key].default!r}")
         if self.budget is None and (isinstance(self.ranks, str) or self.arm in ("adalora", "eva")):
             raise ValueError(f"budget: missing; arm {self.arm!r} with ranks {self.ranks!r} spends one")
         return check_arm(self)

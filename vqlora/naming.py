@@ -11,6 +11,7 @@ model, metadata = load_model(folder)
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -26,7 +27,9 @@ from vqlora.quantize import BITS, Precision, close_packing_trap, load_quantized
 
 METADATA = "vqlora_metadata.json"
 METHODS = {"QLORA": "LoRA", "LORA": "LoRA", "FT": "Full", "PTQ": "None"}  # method -> adapter in the name
-ADAPTERS = ("LoRA", "VQLoRA")  # what a LORA or QLORA model may carry
+# What a LORA or QLORA model may carry. Of Houlsby the rank is its width, of Prefix its positions.
+ADAPTERS = ("LoRA", "VQLoRA", "DoRA", "Houlsby", "Prefix")
+_BY_TYPE = {"VQLORA": "VQLoRA", "HOULSBY": "Houlsby", "PREFIX_TUNING": "Prefix"}  # peft type -> adapter
 _WEIGHTS = {"nf4": "w4", "fp4": "w4fp4", "int8": "w8", "bf16": "w16", "fp32": "w32"}
 
 
@@ -48,7 +51,7 @@ class Metadata:
     compute_dtype: str
     rank: int | None  # None where ranks differ from layer to layer, and without adapters
     merged: bool
-    adapter: str | None = None  # LoRA | VQLoRA; None takes LoRA for the methods that have adapters
+    adapter: str | None = None  # one of ADAPTERS; None takes LoRA for the methods that have adapters
     budget: int | None = None  # adapter parameters, gates included, where ranks differ
     gate: str | None = None  # of VQLoRA
 
@@ -136,13 +139,15 @@ def _carried(model: PeftModel) -> dict:
 
     config, params = model.peft_config[model.active_adapter], dict(model.named_parameters())
     ranks = {rank(layer) for layer in adapted_layers(model).values()} - {0}
+    ranks |= {config.num_virtual_tokens} if config.is_prompt_learning else set()
     budget = sum(parameter_count(params[name]) for name in adapter_parameters(model))
-    ours = str(getattr(config.peft_type, "value", config.peft_type)) == "VQLORA"
+    adapter = _BY_TYPE.get(str(getattr(config.peft_type, "value", config.peft_type)), "LoRA")
+    adapter = "DoRA" if getattr(config, "use_dora", False) else adapter
     return {
         "rank": next(iter(ranks)) if len(ranks) == 1 else None,
         "budget": budget if len(ranks) > 1 else None,
-        "adapter": "VQLoRA" if ours else "LoRA",
-        "gate": config.gate if ours else None,
+        "adapter": adapter,
+        "gate": config.gate if adapter == "VQLoRA" else None,
     }
 
 
@@ -232,6 +237,8 @@ def load_model(
         )
     check_base(metadata, base)
 
+    if metadata.adapter == "Houlsby":
+        importlib.import_module("vqlora.arms.houlsby")  # by name: other models do not depend on its code
     options = {"autocast_adapter_dtype": True, "is_trainable": trainable}
     model = PeftModel.from_pretrained(base, str(folder), **options)
     close_packing_trap(model)

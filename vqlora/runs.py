@@ -49,7 +49,8 @@ __all__ = ["GridError", "RunResult", "RunStore", "StoreError", "StoredRun", "bas
 
 # What `baselines` and `train` take by name, so that a change of it reruns only the arms that use it.
 ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer"), "adalora": ("vqlora.rivals",),
-               "eva": ("vqlora.rivals",)}
+               "eva": ("vqlora.rivals",), "houlsby": ("vqlora.arms.houlsby",),
+               "prefix": ("vqlora.arms.prefix",), "posttrain": ("vqlora.arms.posttrain",)}
 RANK_MODULES = ("vqlora.ranks.runs",)                        # of runs that name an allocator
 JUDGE_MODULES = ("vqlora.selection.judge",)                  # where policies are judged
 DATA_MODULES = ("vqlora.data.sources", "vqlora.data.small")  # of runs on data that are not rendered

@@ -35,7 +35,8 @@ NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_ma
                        "08_bits", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base", "stock"},
-         "13_architectures": {"name", "classes"}, "04_cost": {"name", "cost"},
+         "13_architectures": {"name", "classes"},
+         "03_main": {"name", "data", "base", "main", "methods"}, "04_cost": {"name", "cost"},
          "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
          "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
          "14_checkpoints": {"name", "data", "hub", "card"}}
@@ -264,7 +265,7 @@ def _inputs(here: Here) -> list[Path]:
     """Files beside code that results depend on: weights and tables in the package, tables kept, styles."""
     paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
     kept = here.root / "results"
-    paths += [*kept.glob("*/swe*.csv"), kept / "lr.csv",
+    paths += [*kept.glob("*/*swe*.csv"), kept / "lr.csv",
               *(kept / name for name in ("02_base/stock.csv", "08_bits/sizes.csv", "08_bits/stated.csv")),
               *(here.root / "figures").glob("*.mplstyle")]
     return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]

@@ -24,7 +24,7 @@ from transformers.integrations import TensorBoardCallback
 
 from vqlora import cost, processes
 from vqlora.base import load_base
-from vqlora.baselines import attach, callbacks, prepare, ranks, trainable_report
+from vqlora.baselines import WHOLE, attach, callbacks, finish, prepare, ranks, trainable_report
 from vqlora.checkpoints import MarkWhole, last_whole_checkpoint
 from vqlora.data.batches import ClipDataset, Collator, shuffled
 from vqlora.data.clips import require_disjoint
@@ -156,6 +156,8 @@ def execute(
         costs |= trained
         costs["train_bytes"] = (costs["weight_bytes"] + costs["adapter_bytes"]
                                 + costs["optimizer_bytes"] + costs["step_peak_bytes"])  # fmt: skip
+    model, more = finish(model, settings)
+    costs |= more
     if not processes.first():
         return None
     if save_to is not None:
@@ -330,7 +332,7 @@ def _arguments(settings, optimizer, device, model, work, save_steps, progress) -
         warmup_steps=min(settings.warmup_steps, settings.steps),
         weight_decay=settings.weight_decay,
         optim=optimizer,
-        bf16=settings.arm == "full" and compute == "bf16",  # float32 masters, bf16 products
+        bf16=settings.arm in WHOLE and compute == "bf16",  # float32 masters, bf16 products
         seed=settings.seed,
         train_sampling_strategy="sequential",
         use_cpu=device.type == "cpu",

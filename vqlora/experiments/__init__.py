@@ -38,6 +38,7 @@ class Profile(Settings):
     base: PretrainSettings = PretrainSettings()
     stock: PretrainSettings | None = None                    # its rival, trained by notebook 02
     main: MainSettings | None = None
+    methods: MainSettings | None = None                      # of notebook 03, beside main
     frames: FramesSettings | None = None                     # of notebook 07
     temporal: TemporalSettings | None = None                 # of notebook 05
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
@@ -51,7 +52,8 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        parts = [("main", self.main), ("temporal", self.temporal), ("ranks", self.ranks), ("bits", self.bits)]
+        names = ("main", "methods", "temporal", "ranks", "bits")
+        parts = [(name, getattr(self, name)) for name in names]
         for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)]:
             if part is not None:
                 self._check_domains(label, part)

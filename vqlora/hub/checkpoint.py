@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from vqlora.baselines import WHOLE
 from vqlora.hub.families import FAMILIES, Family
 from vqlora.quantize import load_quantized, model_class
 
@@ -95,9 +96,9 @@ def read_numbers(source: str) -> dict[str, Any]:
 
 
 def load_model(source: str, settings) -> nn.Module:
-    """The model of a run: frozen and in `settings.bits` from the moment it is read, or in float32 for arm
-    "full"."""
-    if settings.arm != "full":
+    """The model of a run: frozen and in `settings.bits` from the moment it is read, or in float32 for arms
+    that train every weight."""
+    if settings.arm not in WHOLE:
         return load_quantized(source, settings.bits, compute_dtype=settings.compute_dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cls = model_class(AutoConfig.from_pretrained(source))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vqlora import cost, processes
-from vqlora.baselines import attach
+from vqlora.baselines import attach, finish
 from vqlora.data.batches import ClipDataset
 from vqlora.data.clips import require_disjoint
 from vqlora.data.parts import clips_of, refuse_overlap
@@ -89,6 +89,8 @@ def execute(
             + costs["optimizer_bytes"]
             + costs["step_peak_bytes"]
         )
+    model, more = finish(model, settings)
+    costs |= more
     if not processes.first():
         return None
     if save_to is not None:

@@ -93,10 +93,11 @@ def _denied(own: Path, notebook: str, root: Path) -> list[str]:
 
 def _keep_runs(own: Path, store: RunStore, results: Path) -> list[Path]:
     """Copy finished runs and their rows per example, where there is room for all of the notebook's."""
-    if not (own / "cost.csv").is_file():
-        return []
-    with (own / "cost.csv").open(newline="", encoding="utf-8") as file:
-        keys = sorted({row["key"] for row in csv.DictReader(file) if row.get("key")})
+    keys = set()
+    for path in own.glob("*cost.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            keys |= {row["key"] for row in csv.DictReader(file) if row.get("key")}
+    keys = sorted(keys)
     kept = RunStore(results)
     pairs = [(store.path(key), kept.path(key)) for key in keys]
     pairs += [(store.examples_path(key), kept.examples_path(key)) for key in keys]

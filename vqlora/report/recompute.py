@@ -101,13 +101,15 @@ def _rank_tests(results: Path) -> pd.DataFrame:
 
 
 def _corrected(file: str) -> Callable[[Path], pd.DataFrame]:
-    """Holm's correction and the verdicts of a file of planned tests, from its p-values and intervals."""
+    """Holm's correction, within families if there are some, and the verdicts of a file of planned tests, from
+    its p-values and intervals."""
 
     def make(results: Path) -> pd.DataFrame:
         from vqlora import stats
 
         table = pd.read_csv(results / file)
-        table["p_holm"] = stats.holm(table["p"])
+        families = table["family"] if "family" in table else pd.Series("", table.index)
+        table["p_holm"] = table.groupby(families)["p"].transform(stats.holm)
         table["verdict"] = [stats.verdict(*row) for row in table.assign(margin=table["margin"].fillna(0))[
             ["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)]  # fmt: skip
         return table
@@ -153,6 +155,7 @@ CHECKS = (
     ),  # fmt: skip
     Check("03_main/tests.csv", "the rows per example in runs/", _main_tests, ("runs", "03_main/cost.csv")),
     Check("03_main/tests.csv", "p-values and intervals", _corrected("03_main/tests.csv"), ()),
+    Check("03_main/more_tests.csv", "p-values and intervals", _corrected("03_main/more_tests.csv"), ()),
     Check("06_ranks/tests.csv", "the rows per example in runs/", _rank_tests, ("runs", "06_ranks/cost.csv")),
     Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
     Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),

@@ -21,6 +21,7 @@ from vqlora.report.keys import (
     format_number,
     latex_text,
 )
+from vqlora.report.method_tables import METHOD_TABLES, swept_table
 from vqlora.report.rank_tables import RANK_TABLES
 
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
@@ -52,26 +53,7 @@ def main_table(results: Path) -> Table:
 
 def sweep_table(results: Path) -> Table:
     """Validation NLL of every swept learning rate; the chosen one of each method is bold."""
-    frame = read_csv(
-        results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen")
-    )
-    frame = frame[frame["metric"] == "nll"]
-    rates = sorted(frame["learning_rate"].unique())
-    rows = []
-    for domain in ordered(frame["domain"], DOMAINS):
-        if rows:
-            rows.append(None)
-        of_domain = frame[frame["domain"] == domain]
-        for position, arm in enumerate(ordered(of_domain["arm"], ARMS)):
-            cells = []
-            for rate in rates:
-                hit = of_domain[(of_domain["arm"] == arm) & (of_domain["learning_rate"] == rate)]
-                text = format_number(hit.iloc[0]["value"], "nll") if len(hit) else "--"
-                cells.append(rf"\textbf{{{text}}}" if len(hit) and bool(hit.iloc[0]["chosen"]) else text)
-            rows.append((label(domain, DOMAINS) if position == 0 else "", label(arm, ARMS), *cells))
-    return Table(
-        ("Domain", "Method", *(format_number(rate, "learning_rate") for rate in rates)), tuple(rows), left=2
-    )
+    return swept_table(results, "03_main/sweep.csv", ARMS)
 
 
 def tests_table(results: Path) -> Table:
@@ -300,14 +282,15 @@ def fuzz_table(results: Path) -> Table:
 def compute_table(results: Path) -> Table:
     """What the runs behind each notebook took: how many, and processor time of training and evaluation."""
     rows = []
-    for path in sorted(Path(results).glob("[0-9]*/cost.csv")):
+    for path in sorted(Path(results).glob("[0-9]*/*cost.csv")):
         frame = pd.read_csv(path)
         if "key" not in frame:  # no runs of the store
             continue
         runs = frame.drop_duplicates("key")
         spent = [runs[name].sum() if name in runs else math.nan for name in ("train_cpu_s", "eval_cpu_s")]
         cells = (format_number(len(runs), "runs"), *(format_number(seconds, "cpu_s") for seconds in spent))
-        rows.append((latex_text(path.parent.name), *cells, format_number(runs["resident_peak_bytes"].max(),
+        name = f"{path.parent.name} {path.stem.removesuffix('cost').strip('_')}".strip()
+        rows.append((latex_text(name), *cells, format_number(runs["resident_peak_bytes"].max(),
                                                                          "peak_bytes")))  # fmt: skip
     heads = ("Notebook", "Runs", "Training", "Evaluation", "Largest resident set")
     return Table(heads, tuple(rows))
@@ -325,6 +308,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "gate_size": gate_size_table,
     **GATE_TABLES,
     "main": main_table,
+    **METHOD_TABLES,
     **RANK_TABLES,
     "rates": rates_table,
     "settings": settings_table,
