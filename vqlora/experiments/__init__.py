@@ -22,11 +22,12 @@ from vqlora.experiments.compared import (
 from vqlora.experiments.cost import STEP_ARMS, CostModel, CostSettings
 from vqlora.experiments.frames import JUDGED, FramesSettings
 from vqlora.experiments.hub import AlignSettings, HubSettings
+from vqlora.experiments.scaling import BaseSize, PlacementSettings, ScalingSettings
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
-__all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BitsSettings", "CostModel", "CostSettings",
-           "FramesSettings", "HubSettings", "MainSettings", "Profile", "RankSettings", "TemporalSettings",
-           "load_profile"]
+__all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "BitsSettings", "CostModel",
+           "CostSettings", "FramesSettings", "HubSettings", "MainSettings", "PlacementSettings", "Profile",
+           "RankSettings", "ScalingSettings", "TemporalSettings", "load_profile"]
 
 
 class Profile(Settings):
@@ -42,6 +43,8 @@ class Profile(Settings):
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
     cost: CostSettings | None = None                         # of notebook 04
     bits: BitsSettings | None = None                         # of notebook 08
+    placement: PlacementSettings | None = None               # of notebook 09
+    scaling: ScalingSettings | None = None                   # of notebook 10
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
@@ -49,7 +52,8 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        parts = [("main", self.main), ("temporal", self.temporal), ("ranks", self.ranks), ("bits", self.bits)]
+        parts = [("main", self.main), ("temporal", self.temporal), ("ranks", self.ranks), ("bits", self.bits),
+                 ("placement", self.placement)]
         for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)]:
             if part is not None:
                 self._check_domains(label, part)
@@ -64,6 +68,10 @@ class Profile(Settings):
             self._check_bits()
         if self.frames is not None:
             self._check_frames()
+        if self.scaling is not None:
+            if self.placement is None:
+                raise ValueError("scaling: needs placement, whose arm it takes")
+            self.scaling.clip_runs(self.placement, {})       # building them checks clips and arm
         return self
 
     def _check_bits(self) -> None:
