@@ -25,14 +25,14 @@ def planned(domain: str, margin_nll: float, arms: Sequence[str]) -> dict[str, li
 
     primary: rank 64 is no worse than rank 4; the part that the shift calls for, alone, is no worse than all
     parts with the same parameters; all parts beat the part that another shift calls for. beside: rank 4 beats
-    rank 1 and rank 64 beats rank 4; all parts beat fusion alone.
+    rank 1 and rank 16 beats rank 4; all parts beat fusion alone.
     """
     right = CALLED_FOR.get(domain)
     wrong = [part for part in CALLED_FOR.values() if right and part != right]
     primary = [("rank-64", ALL, "no_worse")]
     primary += [(right, ALL, "no_worse")] if right else []
     primary += [(ALL, part, "greater") for part in wrong]
-    beside = [(ALL, "rank-1", "greater"), ("rank-64", ALL, "greater"), (ALL, "fusion", "greater")]
+    beside = [(ALL, "rank-1", "greater"), ("rank-16", ALL, "greater"), (ALL, "fusion", "greater")]
     families = {"primary": primary, "beside": beside}
     return {
         family: [{"a": a, "b": b, "claim": claim, "margin": margin_nll}

@@ -69,8 +69,8 @@ class Profile(Settings):
         if self.frames is not None:
             self._check_frames()
         if self.scaling is not None:
-            if self.placement is None:
-                raise ValueError("scaling: needs placement, whose arm it takes")
+            if self.placement is None or self.bits is None:
+                raise ValueError("scaling: needs the sections placement and bits, whose runs it takes up")
             self.scaling.clip_runs(self.placement, {})       # building them checks clips and arm
         return self
 

@@ -21,7 +21,9 @@ from vqlora.report.keys import (
     format_number,
     latex_text,
 )
+from vqlora.report.placement_tables import PLACEMENT_TABLES
 from vqlora.report.rank_tables import RANK_TABLES
+from vqlora.report.scaling_tables import SCALING_TABLES
 
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
 
@@ -320,8 +322,10 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "gate_size": gate_size_table,
     **GATE_TABLES,
     "main": main_table,
+    **PLACEMENT_TABLES,
     **RANK_TABLES,
     "rates": rates_table,
+    **SCALING_TABLES,
     "settings": settings_table,
     "sweep": sweep_table,
     "tests": tests_table,
