@@ -86,7 +86,7 @@ def test_only_arms_of_one_recipe_are_on_one_front(results):
     counts = scaling_study.fronts(arms).set_index(["recipe", "domain", "metric"])["value"]
     assert counts["main", "visual", "arms_count"] == 4
     assert counts["main", "visual", "front_train_bytes_count"] == 2
-    assert counts["main", "visual", "spread_trainable_parameters"] == pytest.approx(3_218_064 / 102_144)
+    assert counts["main", "visual", "trainable_parameters_spread"] == pytest.approx(3_218_064 / 102_144)
 
 
 def test_arms_of_the_same_recipe_share_one_chart(results):

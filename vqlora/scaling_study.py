@@ -182,10 +182,11 @@ def _arms(results: Path, notebook: str) -> pd.DataFrame:
 
 
 def fronts(arms: pd.DataFrame) -> pd.DataFrame:
-    """How many arms there are and how many are on each front: recipe, domain, metric, value."""
+    """How many arms there are, how many are on each front, and the dearest over the cheapest: recipe, domain,
+    metric, value."""
     rows = []
     for (recipe, domain), own in arms.groupby(["recipe", "domain"], sort=False):
         rows.append((recipe, domain, "arms_count", len(own)))
         rows += [(recipe, domain, f"front_{cost}_count", int(own[f"front_{cost}"].sum())) for cost in COSTS]
-        rows += [(recipe, domain, f"spread_{cost}", own[cost].max() / own[cost].min()) for cost in COSTS]
+        rows += [(recipe, domain, f"{cost}_spread", own[cost].max() / own[cost].min()) for cost in COSTS]
     return pd.DataFrame(rows, columns=["recipe", "domain", "metric", "value"])
