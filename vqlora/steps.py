@@ -28,21 +28,26 @@ from vqlora.store import whole_file
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
          "04_cost": ("03_main",), "05_temporal": ("01_data",), "06_ranks": ("01_data",),
          "07_frames": ("01_data",), "08_bits": ("01_data",), "13_architectures": (),
+         "09_rank_size_and_placement": ("01_data",),
+         "10_scaling": ("03_main", "06_ranks", "07_frames", "08_bits", "09_rank_size_and_placement"),
          "14_checkpoints": ("01_data",),
          "90_figures": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
-                        "08_bits"),
+                        "08_bits", "09_rank_size_and_placement", "10_scaling"),
          "91_tables": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
-                       "08_bits", "13_architectures")}
+                       "08_bits", "09_rank_size_and_placement", "10_scaling", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base", "stock"},
          "13_architectures": {"name", "classes"},
          "03_main": {"name", "data", "base", "main", "methods"}, "04_cost": {"name", "cost"},
          "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
          "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
+         "09_rank_size_and_placement": {"name", "data", "base", "placement"},
+         "10_scaling": {"name", "data", "base", "bits", "placement", "scaling"},
          "14_checkpoints": {"name", "data", "hub", "card"}}
 # The section of a profile that a notebook is about: a profile without it leaves the notebook out.
 SECTIONS = {"00_tour": "main", "01_data": "data", "02_base": "main", "03_main": "main", "04_cost": "cost",
             "05_temporal": "temporal", "06_ranks": "ranks", "07_frames": "frames", "08_bits": "bits",
+            "09_rank_size_and_placement": "placement", "10_scaling": "scaling",
             "13_architectures": "bits", "14_checkpoints": "hub", "90_figures": "main", "91_tables": "main"}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it

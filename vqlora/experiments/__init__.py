@@ -22,11 +22,12 @@ from vqlora.experiments.compared import (
 from vqlora.experiments.cost import STEP_ARMS, CostModel, CostSettings
 from vqlora.experiments.frames import JUDGED, FramesSettings
 from vqlora.experiments.hub import AlignSettings, HubSettings
+from vqlora.experiments.scaling import BaseSize, PlacementSettings, ScalingSettings
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
-__all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BitsSettings", "CostModel", "CostSettings",
-           "FramesSettings", "HubSettings", "MainSettings", "Profile", "RankSettings", "TemporalSettings",
-           "load_profile"]
+__all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "BitsSettings", "CostModel",
+           "CostSettings", "FramesSettings", "HubSettings", "MainSettings", "PlacementSettings", "Profile",
+           "RankSettings", "ScalingSettings", "TemporalSettings", "load_profile"]
 
 
 class Profile(Settings):
@@ -44,6 +45,8 @@ class Profile(Settings):
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
     cost: CostSettings | None = None                         # of notebook 04
     bits: BitsSettings | None = None                         # of notebook 08
+    placement: PlacementSettings | None = None               # of notebook 09
+    scaling: ScalingSettings | None = None                   # of notebook 10
     classes: tuple[str, ...] = ()                            # that 13 tries, of vqlora.zoo; empty: all
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
@@ -52,7 +55,7 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        names = ("main", "methods", "temporal", "ranks", "bits")
+        names = ("main", "methods", "temporal", "ranks", "bits", "placement")
         parts = [(name, getattr(self, name)) for name in names]
         for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)]:
             if part is not None:
@@ -68,6 +71,10 @@ class Profile(Settings):
             self._check_bits()
         if self.frames is not None:
             self._check_frames()
+        if self.scaling is not None:
+            if self.placement is None or self.bits is None:
+                raise ValueError("scaling: needs the sections placement and bits, whose runs it takes up")
+            self.scaling.clip_runs(self.placement, {})       # building them checks clips and arm
         return self
 
     def _check_bits(self) -> None:

@@ -30,6 +30,7 @@ from vqlora.report.keys import ResultsError  # noqa: E402
 from vqlora.report.method_figure import method  # noqa: E402
 from vqlora.report.rank_plots import RANK_FIGURES  # noqa: E402
 from vqlora.report.samples import read_samples  # noqa: E402
+from vqlora.report.scaling_plots import SCALING_FIGURES  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
 MARKS = {
@@ -253,6 +254,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "bits_quality": bits_quality,
     **GATE_FIGURES,
     **RANK_FIGURES,
+    **SCALING_FIGURES,
     "frame_policies": frame_policies,
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,

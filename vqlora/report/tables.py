@@ -22,7 +22,9 @@ from vqlora.report.keys import (
     latex_text,
 )
 from vqlora.report.method_tables import METHOD_TABLES, swept_table
+from vqlora.report.placement_tables import PLACEMENT_TABLES
 from vqlora.report.rank_tables import RANK_TABLES
+from vqlora.report.scaling_tables import SCALING_TABLES
 
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
 
@@ -309,8 +311,10 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **GATE_TABLES,
     "main": main_table,
     **METHOD_TABLES,
+    **PLACEMENT_TABLES,
     **RANK_TABLES,
     "rates": rates_table,
+    **SCALING_TABLES,
     "settings": settings_table,
     "sweep": sweep_table,
     "tests": tests_table,

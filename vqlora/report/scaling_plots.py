@@ -1,0 +1,139 @@
+"""Figures of notebook 10: loss against size with the laws fitted to it, and loss against what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vqlora.report.cells import DOMAINS, label, ordered, read_csv
+from vqlora.report.scaling_tables import ARM_NAMES, AXES, CURVES, FOLDER, RECIPES, distinct, fitted
+
+LOOKS = {"language": ("#0072B2", "o"), "visual": ("#D55E00", "s"), "targets": ("#009E73", "D"),
+         "source": ("#CC79A7", "^")}  # fmt: skip
+OTHER = ("#000000", "v")
+COSTS = {  # column: title, divisor
+    "train_bytes": ("Memory of a step (MB)", 1e6),
+    "step_flops": ("GFLOP of a step", 1e9),
+    "trainable_parameters": ("Trainable parameters", 1.0),
+}
+ORIGINS = {  # notebook: colour, marker, what its arms are
+    "03_main": ("#000000", "s", "full, LoRA, QLoRA"),
+    "06_ranks": ("#0072B2", "o", "allocations at one budget"),
+    "08_bits": ("#CC79A7", "D", "mixed bits"),
+    "09_rank_size_and_placement": ("#D55E00", "^", "sizes of rank, single parts"),
+}
+
+
+def scaling_fits(results: Path) -> Figure:
+    """A panel an axis: losses with 95% intervals, the law (line), what it foretells unseen (open marker)."""
+    points = read_csv(results, f"{FOLDER}/points.csv", ("axis", "domain", "x", "value", "low", "high"))
+    fits, axes, names = fitted(results), ordered(points["axis"], AXES), {}
+    figure, panels = plt.subplots(1, len(axes), squeeze=False, figsize=(6.5, 2.5))
+    for panel, axis in zip(panels[0], axes, strict=True):
+        own = points[points["axis"] == axis]
+        for domain in ordered(own["domain"], CURVES):
+            curve = own[own["domain"] == domain].sort_values("x")
+            law = fits[(fits["axis"] == axis) & (fits["domain"] == domain)]
+            names[domain] = _curve(panel, curve, law, domain)
+        panel.set(title=label(axis, AXES), xscale="log")
+        panel.set_xticks(*_sizes(own["x"]), fontsize=5.5)
+        panel.minorticks_off()
+        panel.tick_params(axis="y", labelsize=6.5)
+        panel.title.set_fontsize(7.5)
+    panels[0, 0].set_ylabel("NLL (lower is better)")
+    order = ordered(list(names), CURVES)
+    figure.legend([names[name] for name in order], [label(name, CURVES) for name in order],
+                  loc="outside lower center", ncols=len(order))  # fmt: skip
+    return figure
+
+
+def _sizes(x: pd.Series) -> tuple[list[float], list[str]]:
+    """A tick at each size, named unless the next name would touch it."""
+    ticks, names, last = sorted(x.unique(), reverse=True), [], np.inf
+    apart = 0.13 * np.log(max(x) / min(x))
+    for size in ticks:
+        shown = np.log(last / size) > apart
+        names.append((f"{size:.2g}" if size < 10 else f"{size:,.0f}") if shown else "")
+        last = size if shown else last
+    return ticks, names
+
+
+def _curve(panel, curve: pd.DataFrame, law: pd.DataFrame, domain: str):
+    colour, marker = LOOKS.get(domain, OTHER)
+    ends = np.array([curve["value"] - curve["low"], curve["high"] - curve["value"]])
+    ends = np.nan_to_num(np.clip(ends, 0, None))
+    look = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 3.5, "elinewidth": 0.8}
+    drawn = panel.errorbar(curve["x"], curve["value"], yerr=ends, **look)
+    if len(law):
+        told = law.set_index("metric")["value"]
+        floor, slope, power = (float(told[name]) for name in ("floor_nll", "slope", "exponent"))
+        x = np.geomspace(curve["x"].min(), curve["x"].max(), 80)
+        panel.plot(x, floor + slope * x**-power, color=colour, lw=1)
+        unseen = {"marker": marker, "markerfacecolor": "white", "markeredgecolor": colour, "markersize": 7.5}
+        foretold = [float(told["foretold_nll"])]
+        panel.plot([curve["x"].max()], foretold, linestyle="none", zorder=1.5, **unseen)
+    return drawn
+
+
+def pareto(results: Path) -> Figure:
+    """Loss against memory, FLOPs and trainable parameters; a row a domain and recipe, fronts as lines.
+
+    An open marker has one seed.
+    """
+    columns = ("recipe", "domain", "notebook", "arm", "seeds", "nll", *COSTS)
+    frame = distinct(read_csv(results, f"{FOLDER}/pareto.csv", columns))
+    pairs = [(domain, recipe) for domain in ordered(frame["domain"], DOMAINS)
+             for recipe in ordered(frame["recipe"], RECIPES)
+             if ((frame["domain"] == domain) & (frame["recipe"] == recipe)).any()]  # fmt: skip
+    figure, panels = plt.subplots(len(pairs), len(COSTS), squeeze=False, sharey="row",
+                                  figsize=(6.5, 0.7 + 1.75 * len(pairs)))  # fmt: skip
+    handles: dict[str, object] = {}
+    for row, (domain, recipe) in zip(panels, pairs, strict=True):
+        own = frame[(frame["domain"] == domain) & (frame["recipe"] == recipe)]
+        for panel, (cost, (title, divisor)) in zip(row, COSTS.items(), strict=True):
+            _scatter(panel, own.assign(cost=own[cost] / divisor), f"front_{cost}", handles)
+            panel.set_xscale("log")
+            panel.minorticks_off()
+            _ticks(panel, own[cost] / divisor)
+            panel.margins(x=0.08, y=0.15)
+            low, high = (own[cost] / divisor).agg(["min", "max"])
+            panel.set_xlim(left=low * (low / high) ** 0.55)
+            panel.set_xlabel(title, fontsize=6.5, labelpad=1)
+            panel.tick_params(labelsize=6)
+        row[0].set_title(f"{label(domain, DOMAINS)}, {RECIPES[recipe]}", fontsize=7.5)
+        row[0].set_ylabel("NLL", fontsize=7)
+    named = [words for *_, words in ORIGINS.values() if words in handles]
+    shown = [handles[words] for words in named]
+    figure.legend(shown, named, loc="outside lower center", ncols=4, fontsize=6.5)
+    return figure
+
+
+def _ticks(panel, costs: pd.Series) -> None:
+    """Three ticks with plain numbers: the ends and the middle of what is shown."""
+    low, high = costs.min(), costs.max()
+    marks = np.unique([float(f"{x:.2g}") for x in np.geomspace(low, high, 3)])
+    panel.set_xticks(marks, [f"{x:,.0f}" if x < 1e4 else f"{x / 1e3:,.0f}k" for x in marks])
+
+
+def _scatter(panel, own: pd.DataFrame, front: str, handles: dict) -> None:
+    line = own[own[front]].sort_values(["cost", "nll"], ascending=[True, False])
+    panel.step(line["cost"], line["nll"], where="post", color="0.6", lw=0.9, zorder=1)
+    for row in own.to_dict("records"):
+        colour, marker, words = ORIGINS[row["notebook"]]
+        face = "white" if row["seeds"] == 1 else colour
+        look = {"marker": marker, "color": colour, "markerfacecolor": face, "linestyle": "none"}
+        handles.setdefault(words, panel.plot([row["cost"]], [row["nll"]], markersize=3.5, **look)[0])
+    near, before = 0.06 * (own["nll"].max() - own["nll"].min()), np.inf
+    for row in line.to_dict("records"):  # to the left of a front there is nothing
+        name = label(row["arm"], ARM_NAMES).split(",")[0].replace("\\%", "%")
+        look = {"fontsize": 5, "ha": "right", "va": "center", "textcoords": "offset points"}
+        down = -6 if before - row["nll"] < near else -0.5
+        panel.annotate(name, (row["cost"], row["nll"]), (-3.5, down), **look)
+        before = row["nll"]
+
+
+SCALING_FIGURES = {"pareto": pareto, "scaling_fits": scaling_fits}
