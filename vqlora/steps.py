@@ -27,22 +27,26 @@ from vqlora.store import whole_file
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
          "04_cost": ("03_main",), "05_temporal": ("01_data",), "06_ranks": ("01_data",),
-         "07_frames": ("01_data",), "08_bits": ("01_data",), "13_architectures": (),
+         "07_frames": ("01_data",), "08_bits": ("01_data",), "11_generalization": ("01_data",),
+         "12_qualitative": ("03_main",), "13_architectures": (),
          "14_checkpoints": ("01_data",),
          "90_figures": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
-                        "08_bits"),
+                        "08_bits", "11_generalization", "12_qualitative"),
          "91_tables": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
-                       "08_bits", "13_architectures")}
+                       "08_bits", "11_generalization", "12_qualitative", "13_architectures")}
 # Parts of a profile that a notebook reads; all of them where nothing is said.
 READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base"}, "13_architectures": {"name"},
          "04_cost": {"name", "cost"},
          "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
          "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
+         "11_generalization": {"name", "data", "base", "general"},
+         "12_qualitative": {"name", "data", "base", "main", "qualitative"},
          "14_checkpoints": {"name", "data", "hub", "card"}}
 # The section of a profile that a notebook is about: a profile without it leaves the notebook out.
 SECTIONS = {"00_tour": "main", "01_data": "data", "02_base": "main", "03_main": "main", "04_cost": "cost",
             "05_temporal": "temporal", "06_ranks": "ranks", "07_frames": "frames", "08_bits": "bits",
-            "13_architectures": "bits", "14_checkpoints": "hub", "90_figures": "main", "91_tables": "main"}
+            "11_generalization": "general", "12_qualitative": "qualitative", "13_architectures": "bits",
+            "14_checkpoints": "hub", "90_figures": "main", "91_tables": "main"}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
 
@@ -263,7 +267,8 @@ def _tree(folder: Path) -> list[list[str]]:
 def _inputs(here: Here) -> list[Path]:
     """Files beside code that results depend on: weights and tables in the package, tables kept, styles."""
     paths = [path for path in PACKAGE.rglob("*") if path.suffix not in (".py", ".pyc", ".md")]
-    read = ("lr.csv", "03_main/sweep.csv", "08_bits/swept.csv", "08_bits/sizes.csv", "08_bits/stated.csv")
+    read = ("lr.csv", "03_main/sweep.csv", "08_bits/swept.csv", "08_bits/sizes.csv", "08_bits/stated.csv",
+            "11_generalization/swept.csv")
     paths += [*(here.root / "results" / name for name in read),
               *(here.root / "figures").glob("*.mplstyle")]
     return [Path(os.path.relpath(path, here.root)) for path in sorted(paths) if path.is_file()]

@@ -21,12 +21,13 @@ from vqlora.experiments.compared import (
 )
 from vqlora.experiments.cost import STEP_ARMS, CostModel, CostSettings
 from vqlora.experiments.frames import JUDGED, FramesSettings
+from vqlora.experiments.general import GeneralSettings
 from vqlora.experiments.hub import AlignSettings, HubSettings
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
 __all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BitsSettings", "CostModel", "CostSettings",
-           "FramesSettings", "HubSettings", "MainSettings", "Profile", "RankSettings", "TemporalSettings",
-           "load_profile"]
+           "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings", "Profile", "RankSettings",
+           "TemporalSettings", "load_profile"]
 
 
 class Profile(Settings):
@@ -42,6 +43,7 @@ class Profile(Settings):
     ranks: RankSettings | None = None                        # of notebook 06; each arm an allocator
     cost: CostSettings | None = None                         # of notebook 04
     bits: BitsSettings | None = None                         # of notebook 08
+    general: GeneralSettings | None = None                   # of notebook 11
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
@@ -62,6 +64,8 @@ class Profile(Settings):
                 part.on(self.card)
         if self.bits is not None:
             self._check_bits()
+        if self.general is not None:
+            self._check_general()
         if self.frames is not None:
             self._check_frames()
         return self
@@ -71,6 +75,17 @@ class Profile(Settings):
         if have is None or wanted > have.val:
             raise ValueError(f"bits.source_clips: with calibration_clips {wanted}, more than "
                              f"data.domains.source.val ({have.val if have else 0})")
+
+    def _check_general(self) -> None:
+        for run in self.general.runs() + self.general.sweep_runs():
+            for domain in (run.domain, *run.also_domains):
+                have = self._rendered().get(domain, PartCounts())
+                wanted = {run.eval_part: ("eval_clips", run.eval_clips)}
+                wanted |= {"train": ("train_clips", run.train_clips)} if domain == run.domain else {}
+                for part, (key, count) in wanted.items():
+                    if count > getattr(have, part):
+                        raise ValueError(f"general.{key}: {count} is more than "
+                                         f"data.domains.{domain}.{part} ({getattr(have, part)})")
 
     def _check_frames(self) -> None:
         trained = (*self.frames.domains, *self.frames.per_policy_domains)
