@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from vqlora.config import DataSettings, PartCounts, PretrainSettings, Settings
+from vqlora.config import DataSettings, PartCounts, PretrainSettings, RunSettings, Settings
 from vqlora.experiments.compared import (
     ArmSettings,
     BitsSettings,
@@ -23,11 +24,12 @@ from vqlora.experiments.cost import STEP_ARMS, CostModel, CostSettings
 from vqlora.experiments.frames import JUDGED, FramesSettings
 from vqlora.experiments.general import GeneralSettings
 from vqlora.experiments.hub import AlignSettings, HubSettings
+from vqlora.experiments.qualitative import QualitativeSettings
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
 __all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BitsSettings", "CostModel", "CostSettings",
-           "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings", "Profile", "RankSettings",
-           "TemporalSettings", "load_profile"]
+           "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings", "Profile",
+           "QualitativeSettings", "RankSettings", "TemporalSettings", "load_profile"]
 
 
 class Profile(Settings):
@@ -44,6 +46,7 @@ class Profile(Settings):
     cost: CostSettings | None = None                         # of notebook 04
     bits: BitsSettings | None = None                         # of notebook 08
     general: GeneralSettings | None = None                   # of notebook 11
+    qualitative: QualitativeSettings | None = None           # of notebook 12
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
@@ -65,7 +68,9 @@ class Profile(Settings):
         if self.bits is not None:
             self._check_bits()
         if self.general is not None:
-            self._check_general()
+            self._check_runs("general", self.general.runs() + self.general.sweep_runs())
+        if self.qualitative is not None:
+            self._check_runs("qualitative", [self.qualitative.run("")])
         if self.frames is not None:
             self._check_frames()
         return self
@@ -76,15 +81,15 @@ class Profile(Settings):
             raise ValueError(f"bits.source_clips: with calibration_clips {wanted}, more than "
                              f"data.domains.source.val ({have.val if have else 0})")
 
-    def _check_general(self) -> None:
-        for run in self.general.runs() + self.general.sweep_runs():
+    def _check_runs(self, label: str, runs: Iterable[RunSettings]) -> None:
+        for run in runs:
             for domain in (run.domain, *run.also_domains):
                 have = self._rendered().get(domain, PartCounts())
-                wanted = {run.eval_part: ("eval_clips", run.eval_clips)}
-                wanted |= {"train": ("train_clips", run.train_clips)} if domain == run.domain else {}
-                for part, (key, count) in wanted.items():
+                wanted = [(run.eval_part, "eval_clips", run.eval_clips)]
+                wanted += [("train", "train_clips", run.train_clips)] if domain == run.domain else []
+                for part, key, count in wanted:
                     if count > getattr(have, part):
-                        raise ValueError(f"general.{key}: {count} is more than "
+                        raise ValueError(f"{label}.{key}: {count} is more than "
                                          f"data.domains.{domain}.{part} ({getattr(have, part)})")
 
     def _check_frames(self) -> None:

@@ -1,4 +1,4 @@
-"""Tables of notebook 11: what generalizes, by planned comparison; languages; one run of all tasks or several."""
+"""Tables of notebook 11: what generalizes, by planned comparison; languages; one run of all tasks or more."""
 
 from __future__ import annotations
 
