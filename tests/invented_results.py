@@ -55,7 +55,7 @@ def _stock(folder: Path) -> None:
     rows = [("stock", view, metric, value) for view in ("uniform", "cover", "blind")
             for metric, value in scores.items()]  # fmt: skip
     costs = {"train_cpu_s": 2000.0, "steps": 1000, "parameters": 3_200_000}
-    rows += [(base, "training", metric, value) for base in ("own", "stock") for metric, value in costs.items()]
+    rows += [(base, "training", *cost) for base in ("own", "stock") for cost in costs.items()]
     columns = ["base", "frames", "metric", "value"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "stock.csv", index=False)
     pd.DataFrame([("released", view, "slot_frac", 0.8) for view in ("uniform", "cover")],

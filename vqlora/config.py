@@ -94,6 +94,10 @@ class RunSettings(Settings):
     judge: tuple[str, ...] = ()                              # policies to evaluate instead of `select`
     judge_frames: tuple[int, ...] = ()                       # with as many frames each
     judge_clips: int = Field(0, ge=0)                        # also of validation, to choose a policy by
+    languages: tuple[Language, ...] = ()                     # of the captions to learn; empty: English
+    also_domains: tuple[str, ...] = ()                       # to evaluate on, beside `domain`
+    also_frames: tuple[int, ...] = ()                        # to evaluate with, beside `frames`
+    also_languages: tuple[Language, ...] = ()                # to evaluate captions in, beside those learned
     train_clips: int = Field(ge=1)
     eval_clips: int = Field(ge=1)
     eval_part: Literal["val", "devtest", "test"] = "val"
@@ -110,7 +114,11 @@ class RunSettings(Settings):
     def _arm_fits_bits(self) -> RunSettings:
         if bool(self.judge) != bool(self.judge_frames):
             raise ValueError("judge: needs judge_frames, and judge_frames needs it")
-        for key in ("train_frames", "judge_frames"):
+        if self.generalizes and self.judge:
+            raise ValueError(f"judge: {self.judge} does not go with languages or also_*; allowed: []")
+        if self.also_domains and self.data is not None:
+            raise ValueError("also_domains: are rendered ones and do not go with data; allowed: []")
+        for key in ("train_frames", "judge_frames", "also_frames"):
             if min(getattr(self, key), default=1) < 1:
                 raise ValueError(f"{key}: {min(getattr(self, key))} frames; at least 1 is allowed")
         if self.ranks is not None and self.arm != "vqlora":
@@ -122,6 +130,11 @@ class RunSettings(Settings):
         if self.budget is None and (isinstance(self.ranks, str) or self.arm in ("adalora", "eva")):
             raise ValueError(f"budget: missing; arm {self.arm!r} with ranks {self.ranks!r} spends one")
         return check_arm(self)
+
+    @property
+    def generalizes(self) -> bool:
+        """Whether captions in other languages, or further evaluations, are asked for (`vqlora.general`)."""
+        return bool(self.languages or self.also_domains or self.also_frames or self.also_languages)
 
     @property
     def method(self) -> str:

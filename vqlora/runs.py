@@ -30,7 +30,7 @@ from vqlora.config import RunSettings
 from vqlora.console import duration
 from vqlora.experiments import Profile
 from vqlora.hub import is_hub
-from vqlora.identity import base_hash, code_hash, data_hash, provenance
+from vqlora.identity import base_hash, code_hash, data_hash, digest, provenance
 from vqlora.store import (
     RunResult,
     RunStore,
@@ -175,7 +175,11 @@ def _reporting(settings: RunSettings):
 
 def _module(settings: RunSettings) -> str:
     """Name of the module whose `execute` makes a run: checkpoints of the hub have their own."""
-    return "vqlora.hub.run" if is_hub(settings.base) else "vqlora.train"
+    if is_hub(settings.base):
+        if settings.generalizes:
+            raise ValueError("languages, also_*: go with the embedded base alone; allowed: none of them")
+        return "vqlora.hub.run"
+    return "vqlora.general.run" if settings.generalizes else "vqlora.train"
 
 
 def _lacks(store: RunStore, key: str, settings: RunSettings) -> bool:
@@ -213,12 +217,14 @@ def _keys(runs: Sequence[RunSettings], data_root: Path, codes: Sequence[str]) ->
             for settings, code in zip(runs, codes, strict=True)]
 
 
-def _where(settings: RunSettings) -> tuple[str, str | None]:
-    """(domain, None) of rendered data; (domain, folder) of other data."""
-    return settings.domain, settings.data.root if settings.data else None
+def _where(settings: RunSettings) -> tuple:
+    """(domain, None, *further ones) of rendered data; (domain, folder) of other data."""
+    return settings.domain, settings.data.root if settings.data else None, *settings.also_domains
 
 
-def _data_hash(data_root: Path, domain: str, root: str | None) -> str:
+def _data_hash(data_root: Path, domain: str, root: str | None, *also: str) -> str:
+    if also:
+        return digest(*(data_hash(data_root, name) for name in (domain, *also)))
     if root is None:
         return data_hash(data_root, domain)
     from vqlora.data.sources import source_hash
@@ -237,7 +243,8 @@ def _predict(tasks: Iterable[Task], store: RunStore) -> None:
 
 
 def _likeness(settings: RunSettings) -> tuple:
-    names = ("arm", "bits", "steps", "batch_size", "frames", "eval_clips", "judge", "judge_frames")
+    names = ("arm", "bits", "steps", "batch_size", "frames", "eval_clips", "judge", "judge_frames",
+             "also_domains", "also_frames", "also_languages")
     return tuple(getattr(settings, name) for name in names)
 
 

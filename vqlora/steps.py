@@ -24,31 +24,30 @@ from vqlora.identity import PACKAGE, code_hash, data_hash, digest, file_hash, im
 from vqlora.notebooks import Here, NotebookError
 from vqlora.store import whole_file
 
+_DRAWN = ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames", "08_bits",
+          "09_rank_size_and_placement", "10_scaling", "11_generalization", "12_qualitative")
 # What a notebook builds on. 02_base is added where the profile trains its own base.
-NEEDS = {"00_tour": ("01_data",), "01_data": (), "02_base": ("01_data",), "03_main": ("01_data",),
-         "04_cost": ("03_main",), "05_temporal": ("01_data",), "06_ranks": ("01_data",),
-         "07_frames": ("01_data",), "08_bits": ("01_data",), "13_architectures": (),
-         "09_rank_size_and_placement": ("01_data",),
+_ON_DATA = ("00_tour", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames", "08_bits",
+            "09_rank_size_and_placement", "11_generalization", "14_checkpoints")
+NEEDS = {**dict.fromkeys(_ON_DATA, ("01_data",)), "01_data": (), "04_cost": ("03_main",),
+         "12_qualitative": ("03_main",), "13_architectures": (),
          "10_scaling": ("03_main", "06_ranks", "07_frames", "08_bits", "09_rank_size_and_placement"),
-         "14_checkpoints": ("01_data",),
-         "90_figures": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
-                        "08_bits", "09_rank_size_and_placement", "10_scaling"),
-         "91_tables": ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames",
-                       "08_bits", "09_rank_size_and_placement", "10_scaling", "13_architectures")}
-# Parts of a profile that a notebook reads; all of them where nothing is said.
-READS = {"01_data": {"name", "data"}, "02_base": {"name", "data", "base", "stock"},
-         "13_architectures": {"name", "classes"},
-         "03_main": {"name", "data", "base", "main", "methods"}, "04_cost": {"name", "cost"},
-         "05_temporal": {"name", "data", "base", "temporal"}, "06_ranks": {"name", "data", "base", "ranks"},
-         "07_frames": {"name", "data", "base", "frames"}, "08_bits": {"name", "data", "base", "bits"},
-         "09_rank_size_and_placement": {"name", "data", "base", "placement"},
-         "10_scaling": {"name", "data", "base", "bits", "placement", "scaling"},
-         "14_checkpoints": {"name", "data", "hub", "card"}}
-# The section of a profile that a notebook is about: a profile without it leaves the notebook out.
-SECTIONS = {"00_tour": "main", "01_data": "data", "02_base": "main", "03_main": "main", "04_cost": "cost",
-            "05_temporal": "temporal", "06_ranks": "ranks", "07_frames": "frames", "08_bits": "bits",
-            "09_rank_size_and_placement": "placement", "10_scaling": "scaling",
-            "13_architectures": "bits", "14_checkpoints": "hub", "90_figures": "main", "91_tables": "main"}
+         "90_figures": _DRAWN, "91_tables": (*_DRAWN, "13_architectures")}
+# Parts of a profile that a notebook reads beside its name; all of them where nothing is said.
+_RUNS = ("data", "base")                                     # of those that train
+READS = {"01_data": {"data"}, "02_base": {*_RUNS, "stock"}, "03_main": {*_RUNS, "main", "methods"},
+         "04_cost": {"cost"}, "05_temporal": {*_RUNS, "temporal"}, "06_ranks": {*_RUNS, "ranks"},
+         "07_frames": {*_RUNS, "frames"}, "08_bits": {*_RUNS, "bits"},
+         "09_rank_size_and_placement": {*_RUNS, "placement"},
+         "10_scaling": {*_RUNS, "bits", "placement", "scaling"}, "11_generalization": {*_RUNS, "general"},
+         "12_qualitative": {*_RUNS, "main", "qualitative"}, "13_architectures": {"classes"},
+         "14_checkpoints": {"data", "hub", "card"}}
+# The section of a profile that a notebook is about, `main` where nothing is said: a profile without it leaves
+# the notebook out.
+SECTIONS = {"01_data": "data", "04_cost": "cost", "05_temporal": "temporal", "06_ranks": "ranks",
+            "07_frames": "frames", "08_bits": "bits", "09_rank_size_and_placement": "placement",
+            "10_scaling": "scaling", "11_generalization": "general", "12_qualitative": "qualitative",
+            "13_architectures": "bits", "14_checkpoints": "hub"}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
 
@@ -85,7 +84,7 @@ class Step:
         profile = self.here.profile
         built_on = {need: _tree(self.here.build / "results" / need) for need in needs(self.name, profile)}
         files = {path.as_posix(): file_hash(self.here.root / path) for path in _inputs(self.here)}
-        parts = READS.get(self.name, {"name", "data", "base", "main"})
+        parts = {"name"} | READS.get(self.name, {*_RUNS, "main"})
         settings = profile.model_dump(mode="json", include=parts)
         return digest([tree_hash(tree) for tree in trees], code, built_on, files, settings,
                       dict(self.parameters if parameters is None else parameters))

@@ -35,9 +35,10 @@ UNUSED = ("experiment", "label", "base", "save_to", "report_to")
 UNUSED_BY_FROZEN = frozenset((
     "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps",
     "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
-    "question_share", "train_clips", "train_frames", "gradient_checkpointing", "optimizer"))
+    "question_share", "train_clips", "train_frames", "gradient_checkpointing", "optimizer", "languages"))
 OF_GATES = frozenset(("gate", "control", "gate_rate", "gate_features"))
 OF_RANKS = frozenset(("ranks", "rank_ratio", "budget"))
+OF_GENERAL = frozenset(("languages", "also_domains", "also_frames", "also_languages"))
 
 
 class StoreError(OSError):
@@ -74,6 +75,7 @@ def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: st
     unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
     unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
     unused |= {name for name in (*OF_RANKS, "data", "prompt") if values[name] is None}
+    unused |= {name for name in OF_GENERAL if not values[name]}
     if values["data"]:
         del values["data"]["root"]                           # the data's bytes count, not their place
     values = {key: value for key, value in values.items() if key not in unused}

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from vqlora.config import DataSettings, PartCounts, PretrainSettings, Settings
+from vqlora.config import DataSettings, PartCounts, PretrainSettings, RunSettings, Settings
 from vqlora.experiments.compared import (
     ArmSettings,
     BitsSettings,
@@ -21,13 +22,16 @@ from vqlora.experiments.compared import (
 )
 from vqlora.experiments.cost import STEP_ARMS, CostModel, CostSettings
 from vqlora.experiments.frames import JUDGED, FramesSettings
+from vqlora.experiments.general import GeneralSettings
 from vqlora.experiments.hub import AlignSettings, HubSettings
+from vqlora.experiments.qualitative import QualitativeSettings
 from vqlora.experiments.scaling import BaseSize, PlacementSettings, ScalingSettings
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
 __all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "BitsSettings", "CostModel",
-           "CostSettings", "FramesSettings", "HubSettings", "MainSettings", "PlacementSettings", "Profile",
-           "RankSettings", "ScalingSettings", "TemporalSettings", "load_profile"]
+           "CostSettings", "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings",
+           "PlacementSettings", "Profile", "QualitativeSettings", "RankSettings", "ScalingSettings",
+           "TemporalSettings", "load_profile"]
 
 
 class Profile(Settings):
@@ -48,6 +52,8 @@ class Profile(Settings):
     placement: PlacementSettings | None = None               # of notebook 09
     scaling: ScalingSettings | None = None                   # of notebook 10
     classes: tuple[str, ...] = ()                            # that 13 tries, of vqlora.zoo; empty: all
+    general: GeneralSettings | None = None                   # of notebook 11
+    qualitative: QualitativeSettings | None = None           # of notebook 12
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
@@ -69,6 +75,10 @@ class Profile(Settings):
                 part.on(self.card)
         if self.bits is not None:
             self._check_bits()
+        if self.general is not None:
+            self._check_runs("general", self.general.runs() + self.general.sweep_runs())
+        if self.qualitative is not None:
+            self._check_runs("qualitative", [self.qualitative.run("")])
         if self.frames is not None:
             self._check_frames()
         if self.scaling is not None:
@@ -82,6 +92,17 @@ class Profile(Settings):
         if have is None or wanted > have.val:
             raise ValueError(f"bits.source_clips: with calibration_clips {wanted}, more than "
                              f"data.domains.source.val ({have.val if have else 0})")
+
+    def _check_runs(self, label: str, runs: Iterable[RunSettings]) -> None:
+        for run in runs:
+            for domain in (run.domain, *run.also_domains):
+                have = self._rendered().get(domain, PartCounts())
+                wanted = [(run.eval_part, "eval_clips", run.eval_clips)]
+                wanted += [("train", "train_clips", run.train_clips)] if domain == run.domain else []
+                for part, key, count in wanted:
+                    if count > getattr(have, part):
+                        raise ValueError(f"{label}.{key}: {count} is more than "
+                                         f"data.domains.{domain}.{part} ({getattr(have, part)})")
 
     def _check_frames(self) -> None:
         trained = (*self.frames.domains, *self.frames.per_policy_domains)

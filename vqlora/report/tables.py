@@ -16,6 +16,7 @@ from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
 from vqlora.report.cost_tables import COST_TABLES
 from vqlora.report.gate_tables import GATE_TABLES
+from vqlora.report.general_tables import GENERAL_TABLES
 from vqlora.report.keys import (
     format_interval,
     format_number,
@@ -23,6 +24,7 @@ from vqlora.report.keys import (
 )
 from vqlora.report.method_tables import METHOD_TABLES, swept_table
 from vqlora.report.placement_tables import PLACEMENT_TABLES
+from vqlora.report.qualitative_tables import QUALITATIVE_TABLES
 from vqlora.report.rank_tables import RANK_TABLES
 from vqlora.report.scaling_tables import SCALING_TABLES
 
@@ -309,6 +311,8 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "fuzz": fuzz_table,
     "gate_size": gate_size_table,
     **GATE_TABLES,
+    **GENERAL_TABLES,
+    **QUALITATIVE_TABLES,
     "main": main_table,
     **METHOD_TABLES,
     **PLACEMENT_TABLES,

@@ -1,0 +1,171 @@
+"""What notebook 11 makes of its runs: the learning rate, means of every reading, planned claims.
+
+    rate = settle_rate(general, sweep, own, committed)
+    runs = run_grid(general.runs(rate["learning_rate"][0]), here.store, here.profile)
+    tests = judge(general, runs)         # family, on, comparison, metric, value, .., verdict
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vqlora import stats
+from vqlora.experiments.general import ALL, JOINT, GeneralSettings
+from vqlora.metrics import metric_values
+from vqlora.store import StoredRun, write_csv
+
+METRICS = ("nll", "slot_frac", "exact_frac", "qa_frac", "t2v_r1")
+NAMED = ["trained", "arm", "reading"]
+VERDICTS = ("supported", "denied", "undecided")
+
+
+# -- the rate
+
+
+def sweep_table(sweep: Sequence[StoredRun]) -> pd.DataFrame:
+    """Every try: domain, arm, learning_rate, metric, value."""
+    rows = [(run.settings.domain, run.settings.method, run.settings.learning_rate, "nll", run.metrics["nll"])
+            for run in sweep]  # fmt: skip
+    return pd.DataFrame(rows, columns=["domain", "arm", "learning_rate", "metric", "value"])
+
+
+def settle_rate(
+    general: GeneralSettings, sweep: Sequence[StoredRun], own: Path, committed: Path
+) -> pd.DataFrame:
+    """The one rate of all runs (arm "all", bits, learning_rate, origin): that with the lowest mean NLL over
+    this profile's sweep, else the committed one, else the profile's. A sweep's is written to ``own``.
+    """
+    own.unlink(missing_ok=True)
+    if sweep:
+        means = sweep_table(sweep).groupby("learning_rate")["value"].mean()
+        best = [("all", "nf4", float(means.idxmin()), float(means.min()))]
+        write_csv(own, pd.DataFrame(best, columns=["arm", "bits", "learning_rate", "value"]))
+    path = next((path for path in (own, committed) if path.is_file()), None)
+    rate = general.learning_rate if path is None else float(pd.read_csv(path)["learning_rate"][0])
+    origin = "profile" if path is None else "sweep" if path == own else "committed sweep"
+    return pd.DataFrame([("all", "nf4", rate, origin)], columns=["arm", "bits", "learning_rate", "origin"])
+
+
+# -- readings
+
+
+def readings(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
+    """A row for each run, reading and item that has the metric: NAMED, seed, clip, value."""
+    parts = []
+    for run in runs:
+        rows = run.examples()
+        rows = rows if "reading" in rows else rows.assign(reading="own")
+        named = {"trained": run.settings.domain, "arm": run.settings.method, "seed": run.settings.seed}
+        for reading, own in rows.groupby("reading", sort=False):
+            values = metric_values(own, metric)
+            if len(values):
+                parts.append(values.assign(reading=reading, **named))
+    return pd.concat(parts, ignore_index=True)[[*NAMED, "seed", "clip", "value"]]
+
+
+def summarise(runs: Sequence[StoredRun], seed: int = 0) -> pd.DataFrame:
+    """Every reading of every arm: NAMED, metric, value, low, high (95%, over seeds and clips)."""
+    rng, tables = np.random.default_rng(seed), []
+    for metric in METRICS:
+        table = stats.summarise(readings(runs, metric), rng, by=NAMED).rename(columns={"mean": "value"})
+        if metric not in ("nll",):
+            table[["low", "high"]] = table[["low", "high"]].clip(0, 1)
+        tables.append(table.assign(metric=metric)[[*NAMED, "metric", "value", "low", "high"]])
+    return pd.concat(tables, ignore_index=True)
+
+
+# -- claims
+
+
+def claims(general: GeneralSettings) -> list[dict]:
+    """All comparisons, written down before any run, in four families; `a` and `b` are NAMED.
+
+    domains: what was tuned on one domain is no worse than the frozen base on another. languages: adapters
+    tuned in English gain in another language; all languages in one run are no worse than one alone. tasks:
+    one run of all is no worse than a run of each, and finds clips better than without the contrastive loss.
+    frames: more frames than in training are no worse than as many.
+    """
+    focus, made = general.focus, []
+
+    def plan(family: str, on: str, comparison: str, claim: str, a, b, metric: str = "nll") -> None:
+        margin = general.margin_nll if metric == "nll" else general.margin_frac
+        margin = margin if claim == "no_worse" else 0.0
+        made.append({"family": family, "on": on, "comparison": comparison, "metric": metric, "claim": claim,
+                     "margin": margin, "a": a, "b": b})  # fmt: skip
+
+    for trained in general.domains:
+        for domain in (*general.domains, *general.also):
+            if domain != trained:
+                sides = ((trained, arm, f"domain.{domain}") for arm in (JOINT, "frozen"))
+                plan("domains", f"{trained} to {domain}", "tuned_vs_frozen", "no_worse", *sides)
+    for name in general.languages:
+        sides = ((focus, arm, f"language.{name}") for arm in (JOINT, "frozen"))
+        plan("languages", name, "en_vs_frozen", "greater", *sides)
+    for name, alone in (("en", JOINT), *((name, name) for name in general.languages)):
+        sides = ((focus, arm, f"language.{name}") for arm in (ALL, alone))
+        plan("languages", name, "five_vs_alone", "no_worse", *sides)
+    own = {task: (focus, task, "own") for task in (JOINT, *general.tasks)}
+    for task, metric, claim in (("captions", "nll", "no_worse"), ("questions", "qa_frac", "no_worse"),
+                                ("no-contrast", "nll", "no_worse"), ("no-contrast", "t2v_r1", "greater")):
+        if task in own:
+            plan("tasks", focus, f"joint_vs_{task}", claim, own[JOINT], own[task], metric)
+    for domain in general.domains:
+        for count in general.frames:
+            if count > 8:
+                sides = ((domain, JOINT, reading) for reading in (f"frames.{count}", "own"))
+                plan("frames", domain, f"{count}_vs_8", "no_worse", *sides)
+    return made
+
+
+def judge(general: GeneralSettings, runs: Sequence[StoredRun], seed: int = 0) -> pd.DataFrame:
+    """The claims tested: family, on, comparison, metric, value, low, high, claim, margin, p, p_holm,
+    smallest_effect, verdict. A gain is positive where the first side is better; Holm is within a family.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    planned = claims(general)
+    known = {metric: readings(runs, metric) for metric in {claim["metric"] for claim in planned}}
+    for claim in planned:
+        sides = []
+        for side in "ab":
+            rows_of = known[claim["metric"]]
+            for column, wanted in zip(NAMED, claim[side], strict=True):
+                rows_of = rows_of[rows_of[column] == wanted]
+            sides.append(rows_of.assign(arm=side))
+        asked = {"a": "a", "b": "b", "claim": claim["claim"], "margin": claim["margin"]}
+        better = "lower" if claim["metric"] == "nll" else "higher"
+        found = stats.compare(pd.concat(sides), [asked], rng, better=better).iloc[0]
+        named = {key: claim[key] for key in ("family", "on", "comparison", "metric")}
+        rows.append({**named, "value": found["difference"], **found[
+            ["low", "high", "claim", "margin", "p", "smallest_effect"]].to_dict()})  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["p_holm"] = table.groupby("family", sort=False)["p"].transform(lambda p: stats.holm(p))
+    shown = table[["p_holm", "low", "high", "claim", "margin"]]
+    table["verdict"] = [stats.verdict(*row) for row in shown.itertuples(index=False)]
+    table["margin"] = table["margin"].where(table["margin"] > 0)
+    return table[["family", "on", "comparison", "metric", "value", "low", "high", "claim", "margin", "p",
+                  "p_holm", "smallest_effect", "verdict"]]  # fmt: skip
+
+
+def overall(tests: pd.DataFrame) -> pd.DataFrame:
+    """How the verdicts fell, by family and by comparison of a family (of, metric, value): how many claims,
+    how many of each verdict and on what, largest and smallest gain.
+    """
+    rows = []
+    groups = list(tests.groupby("family", sort=False))
+    groups += [(".".join(key), own) for key, own in tests.groupby(["family", "comparison"], sort=False)]
+    for name, own in groups:
+        rows.append((name, "claims_count", str(len(own))))
+        for verdict in VERDICTS:
+            held = own[own["verdict"] == verdict]
+            by = "comparison" if name == "tasks" else "on"
+            names = ", ".join(dict.fromkeys(held[by].str.replace("_vs_", " against ")))
+            rows += [(name, f"{verdict}_count", str(len(held))), (name, f"{verdict}_names", names or "none")]
+        if own["metric"].nunique() == 1 and own["metric"].iloc[0] == "nll":
+            for which, place in (("largest", own["value"].idxmax()), ("smallest", own["value"].idxmin())):
+                rows.append((name, f"{which}_nll", f"{own.loc[place, 'value']:.8g}"))
+                rows.append((name, f"{which}_name", own.loc[place, "on"]))
+    return pd.DataFrame(rows, columns=["of", "metric", "value"])
