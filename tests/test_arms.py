@@ -145,6 +145,14 @@ def test_houlsby_adapters_are_two_a_block_of_the_parts_asked_for_and_start_as_th
 
 def test_houlsby_adapters_find_the_blocks_of_other_classes_or_say_so():
     assert len(houlsby.block_ends(tiny_smolvlm(), ("vision", "text"))) == 2 * 3
+    model = attach(load_quantized(tiny_smolvlm(), "nf4"), settings_like("houlsby"))
+    ids = torch.tensor([[1, 9, 10, 11]])
+    with model.disable_adapter():
+        before = model(input_ids=ids).logits
+    out = model(input_ids=ids, labels=ids)
+    out.loss.backward()
+    learned = [name for name, p in model.named_parameters() if name.endswith(".up") and p.grad is not None]
+    assert torch.equal(out.logits, before) and len(learned) == 4 and all("text_model" in n for n in learned)
     with pytest.raises(ValueError, match="modalities: none has transformer blocks"):
         started("houlsby", modalities=("fusion",))
     model = tiny_smolvlm()

@@ -145,7 +145,7 @@ def test_metadata_that_cannot_be_right_is_refused(tmp_path):
         (dict(rank=None), "rank: None does not go with"),
         (dict(method="SFT"), "method: 'SFT'"),
         (dict(method="FT"), "adapter: 'LoRA' does not go with method 'FT'"),
-        (dict(adapter="DoRA"), "adapter: 'DoRA' .* allowed: LoRA, VQLoRA"),
+        (dict(adapter="LoHa"), "adapter: 'LoHa' .* allowed: LoRA, VQLoRA, DoRA"),
         (dict(adapter="VQLoRA"), "gate: None does not go with adapter 'VQLoRA'"),
         (dict(budget=5), "rank: 4 does not go with .* budget 5"),
     ):
