@@ -42,6 +42,7 @@ class MainSettings(Settings):
     eval_part: Literal["val", "devtest", "test"] = "test"
     overrides: dict[str, Any] = {}                           # fields of RunSettings for every arm
     margin_nll: float = Field(0.05, gt=0)                    # nats a token that count as equal
+    sweep_domains: tuple[str, ...] = ()                      # to tune on; empty: `domains`
     sweep_seeds: tuple[int, ...] = (1000,)                   # tuning has seeds of its own
     sweep_clips: int = Field(256, ge=1)
 
@@ -69,7 +70,7 @@ class MainSettings(Settings):
     def sweep_runs(self, *, base: str = "released", experiment: str = "03_sweep") -> tuple[RunSettings, ...]:
         """Settings of the learning-rate sweep, scored on validation; empty where no arm lists rates."""
         return tuple(self._run(arm, domain, seed, rate, base, experiment, "val", self.sweep_clips)
-                     for domain in self.domains for arm in self.arms
+                     for domain in self.sweep_domains or self.domains for arm in self.arms
                      for rate in arm.sweep for seed in self.sweep_seeds)
 
     def _run(self, arm, domain, seed, rate, base, experiment, part, clips) -> RunSettings:
@@ -110,7 +111,6 @@ class TemporalSettings(MainSettings):
 
     more_domains: tuple[str, ...] = ()
     fewer: tuple[str, ...] = ("plain", "rank")               # arms, by label
-    sweep_domains: tuple[str, ...] = ()                      # to tune on; empty: `domains`
     gate_rates: tuple[float, ...] = ()                       # times the learning rate
 
     def runs(self, learning_rates: Mapping[str, float] | None = None, *, base: str = "released",
@@ -129,8 +129,7 @@ class TemporalSettings(MainSettings):
     def sweep_runs(self, *, base: str = "released",
                    experiment: str = "05_sweep") -> tuple[RunSettings, ...]:
         """Settings of the sweep: every learning rate of an arm and, where it has a gate, every gate rate."""
-        tuned = self.model_copy(update={"domains": self.sweep_domains or self.domains})
-        runs = MainSettings.sweep_runs(tuned, base=base, experiment=experiment)
+        runs = super().sweep_runs(base=base, experiment=experiment)
         return tuple(run.model_copy(update={"gate_rate": rate}) for run in runs
                      for rate in (self.gate_rates if run.gate != "none" else ()) or (run.gate_rate,))
 
