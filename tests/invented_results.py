@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from invented_bits import write_bits
+from invented_cases import write_general, write_qualitative
 from PIL import Image
 
 from vqlora.cost import bench_tables, claims
@@ -21,7 +22,7 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
     for folder in ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks",
-                   "07_frames", "08_bits", "13_architectures"):
+                   "07_frames", "08_bits", "11_generalization", "12_qualitative", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _cost(results / "03_main")
@@ -30,6 +31,8 @@ def write_invented(results: Path) -> Path:
     _ranks(results / "06_ranks")
     _frames(results / "07_frames")
     write_bits(results / "08_bits")
+    write_general(results / "11_generalization")
+    write_qualitative(results / "12_qualitative")
     _architectures(results / "13_architectures")
     _step_costs(results / "04_cost")
     pd.DataFrame(

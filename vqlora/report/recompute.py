@@ -100,14 +100,23 @@ def _rank_tests(results: Path) -> pd.DataFrame:
     return judge(_kept_runs(results, "06_ranks"), rank_claims(float(kept["margin"].max())))
 
 
-def _corrected(file: str) -> Callable[[Path], pd.DataFrame]:
-    """Holm's correction and the verdicts of a file of planned tests, from its p-values and intervals."""
+def _failures(results: Path) -> pd.DataFrame:
+    from vqlora.qualitative.captions import failure_table, judged_captions
+
+    return failure_table(judged_captions(_kept_runs(results, "03_main")))
+
+
+def _corrected(file: str, within: str | None = None) -> Callable[[Path], pd.DataFrame]:
+    """Holm's correction and the verdicts of a file of planned tests, from its p-values and intervals; within
+    each value of a column, where one is given.
+    """
 
     def make(results: Path) -> pd.DataFrame:
         from vqlora import stats
 
         table = pd.read_csv(results / file)
-        table["p_holm"] = stats.holm(table["p"])
+        groups = table.groupby(table[within] if within else lambda row: 0, sort=False)
+        table["p_holm"] = groups["p"].transform(stats.holm)
         table["verdict"] = [stats.verdict(*row) for row in table.assign(margin=table["margin"].fillna(0))[
             ["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)]  # fmt: skip
         return table
@@ -157,6 +166,10 @@ CHECKS = (
     Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
     Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),
     Check("07_frames/summary.csv", "policies.csv", _frames_summary, ("07_frames/policies.csv",)),
+    Check("11_generalization/tests.csv", "p-values and intervals",
+          _corrected("11_generalization/tests.csv", "family"), ()),
+    Check("12_qualitative/failures.csv", "the rows per example in runs/", _failures,
+          ("runs", "03_main/cost.csv"), slow=True),
     Check("lr.csv", "03_main/sweep.csv", _rates, ("03_main/sweep.csv",)),
     Check("08_bits/peaks.csv", "planner.csv", _peaks, ("08_bits/planner.csv",), slow=True),
 )
