@@ -209,7 +209,8 @@ def _rows(own) -> pd.DataFrame:
             tables.append(rows.assign(task="question", correct=right, nll=np.nan))
             rank = 5 if own.method == "no-contrast" else 1
             tables.append(rows.assign(task="retrieval", kind="t2v", rank=rank, nll=np.nan))
-    return pd.concat(tables, ignore_index=True)
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.drop(columns=["correct", "rank"]) if own.languages else rows
 
 
 def invented() -> list[Run]:

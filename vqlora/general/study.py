@@ -19,6 +19,7 @@ from vqlora.metrics import metric_values
 from vqlora.store import StoredRun, write_csv
 
 METRICS = ("nll", "slot_frac", "exact_frac", "qa_frac", "t2v_r1")
+SCORED = ("nll", "slot", "exact", "correct", "rank")  # a run of languages alone asks no question
 NAMED = ["trained", "arm", "reading"]
 TOLD = {"nll": "NLL", "qa_frac": "questions", "t2v_r1": "retrieval"}
 VERDICTS = ("supported", "denied", "undecided")
@@ -60,6 +61,7 @@ def readings(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
     for run in runs:
         rows = run.examples()
         rows = rows if "reading" in rows else rows.assign(reading="own")
+        rows = rows.reindex(columns=list(dict.fromkeys([*rows, *SCORED])))
         named = {"trained": run.settings.domain, "arm": run.settings.method, "seed": run.settings.seed}
         for reading, own in rows.groupby("reading", sort=False):
             values = metric_values(own, metric)
