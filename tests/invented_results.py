@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from invented_bits import write_bits
+from invented_cases import write_general, write_qualitative
 from invented_scaling import write_placement, write_scaling
 from PIL import Image
 
@@ -24,7 +25,8 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2, 3e-2), "qlora": (3e-3,
 def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
     for folder in ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks",
-                   "07_frames", "08_bits", "09_rank_size_and_placement", "10_scaling", "13_architectures"):
+                   "07_frames", "08_bits", "09_rank_size_and_placement", "10_scaling",
+                   "11_generalization", "12_qualitative", "13_architectures"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _methods(results / "03_main")
@@ -36,6 +38,8 @@ def write_invented(results: Path) -> Path:
     write_bits(results / "08_bits")
     write_placement(results / "09_rank_size_and_placement")
     write_scaling(results)
+    write_general(results / "11_generalization")
+    write_qualitative(results / "12_qualitative")
     _architectures(results / "13_architectures")
     _step_costs(results / "04_cost")
     pd.DataFrame(

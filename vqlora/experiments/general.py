@@ -10,7 +10,7 @@ from vqlora.config import Language, RunSettings, Settings
 from vqlora.settings_file import ConfigError, parse
 
 Task = Literal["captions", "questions", "no-contrast"]
-JOINT, ALL = "joint", "five"
+JOINT, ALL = "joint", "together"
 TASKS = {  # what one run of each kind learns, as fields of RunSettings
     JOINT: {},
     "captions": {"question_share": 0.0, "contrastive_weight": 0.0},
@@ -22,8 +22,9 @@ TASKS = {  # what one run of each kind learns, as fields of RunSettings
 class GeneralSettings(Settings):
     """Notebook 11: adapters trained on one domain, task or language at one length, and read beyond it.
 
-    Labels of the runs: "frozen"; a name of `TASKS`; a language that is learned alone; "five", all languages
-    in one run. All have as many steps. `joint` learns all tasks in English and is read in every way.
+    Labels of the runs: "frozen"; a name of `TASKS`; a language that is learned alone; "together", all
+    languages in one run. All have as many steps. `joint` learns all tasks in English, its model is read in
+    every way.
     """
 
     domains: tuple[str, ...] = Field(min_length=1)           # a joint run on each, read on all of them
@@ -74,12 +75,10 @@ class GeneralSettings(Settings):
         return tuple(made)
 
     def sweep_runs(self, *, base: str = "released") -> tuple[RunSettings, ...]:
-        """Settings of the sweep: a joint run on each domain and one in all languages, at every rate."""
+        """Settings of the sweep: a joint run on each domain at every rate."""
         how = {"base": base, "eval_part": "val", "eval_clips": self.sweep_clips}
-        pairs = [(JOINT, domain, {}) for domain in self.domains]
-        pairs += [(label, self.focus, {"languages": learned}) for label, learned in self._languages()[-1:]]
-        return tuple(self._run(label, domain, self.sweep_seed, rate, **how, **more)
-                     for label, domain, more in pairs for rate in self.sweep)
+        return tuple(self._run(JOINT, domain, self.sweep_seed, rate, **how)
+                     for domain in self.domains for rate in self.sweep)
 
     def _languages(self) -> list[tuple[str, tuple[str, ...]]]:
         """(label, languages) of the runs that learn others than English alone."""

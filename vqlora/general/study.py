@@ -19,7 +19,9 @@ from vqlora.metrics import metric_values
 from vqlora.store import StoredRun, write_csv
 
 METRICS = ("nll", "slot_frac", "exact_frac", "qa_frac", "t2v_r1")
+SCORED = ("nll", "slot", "exact", "correct", "rank")  # a run of languages alone asks no question
 NAMED = ["trained", "arm", "reading"]
+TOLD = {"nll": "NLL", "qa_frac": "questions", "t2v_r1": "retrieval"}
 VERDICTS = ("supported", "denied", "undecided")
 
 
@@ -59,6 +61,7 @@ def readings(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
     for run in runs:
         rows = run.examples()
         rows = rows if "reading" in rows else rows.assign(reading="own")
+        rows = rows.reindex(columns=list(dict.fromkeys([*rows, *SCORED])))
         named = {"trained": run.settings.domain, "arm": run.settings.method, "seed": run.settings.seed}
         for reading, own in rows.groupby("reading", sort=False):
             values = metric_values(own, metric)
@@ -67,12 +70,14 @@ def readings(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[[*NAMED, "seed", "clip", "value"]]
 
 
-def summarise(runs: Sequence[StoredRun], seed: int = 0) -> pd.DataFrame:
+def summarise(
+    runs: Sequence[StoredRun], metrics: Sequence[str] = METRICS, seed: int = 0
+) -> pd.DataFrame:
     """Every reading of every arm: NAMED, metric, value, low, high (95%, over seeds and clips)."""
     rng, tables = np.random.default_rng(seed), []
-    for metric in METRICS:
+    for metric in metrics:
         table = stats.summarise(readings(runs, metric), rng, by=NAMED).rename(columns={"mean": "value"})
-        if metric not in ("nll",):
+        if metric != "nll":                                  # a share: no interval leaves what is possible
             table[["low", "high"]] = table[["low", "high"]].clip(0, 1)
         tables.append(table.assign(metric=metric)[[*NAMED, "metric", "value", "low", "high"]])
     return pd.concat(tables, ignore_index=True)
@@ -107,7 +112,7 @@ def claims(general: GeneralSettings) -> list[dict]:
         plan("languages", name, "en_vs_frozen", "greater", *sides)
     for name, alone in (("en", JOINT), *((name, name) for name in general.languages)):
         sides = ((focus, arm, f"language.{name}") for arm in (ALL, alone))
-        plan("languages", name, "five_vs_alone", "no_worse", *sides)
+        plan("languages", name, "together_vs_alone", "no_worse", *sides)
     own = {task: (focus, task, "own") for task in (JOINT, *general.tasks)}
     for task, metric, claim in (("captions", "nll", "no_worse"), ("questions", "qa_frac", "no_worse"),
                                 ("no-contrast", "nll", "no_worse"), ("no-contrast", "t2v_r1", "greater")):
@@ -152,20 +157,29 @@ def judge(general: GeneralSettings, runs: Sequence[StoredRun], seed: int = 0) ->
 
 def overall(tests: pd.DataFrame) -> pd.DataFrame:
     """How the verdicts fell, by family and by comparison of a family (of, metric, value): how many claims,
-    how many of each verdict and on what, largest and smallest gain.
+    how many of each verdict and which, largest and smallest gain in NLL.
     """
-    rows = []
+    tests, rows = tests.assign(name=[_named(row) for row in tests.to_dict("records")]), []
     groups = list(tests.groupby("family", sort=False))
     groups += [(".".join(key), own) for key, own in tests.groupby(["family", "comparison"], sort=False)]
     for name, own in groups:
         rows.append((name, "claims_count", str(len(own))))
         for verdict in VERDICTS:
-            held = own[own["verdict"] == verdict]
-            by = "comparison" if name == "tasks" else "on"
-            names = ", ".join(dict.fromkeys(held[by].str.replace("_vs_", " against ")))
-            rows += [(name, f"{verdict}_count", str(len(held))), (name, f"{verdict}_names", names or "none")]
-        if own["metric"].nunique() == 1 and own["metric"].iloc[0] == "nll":
-            for which, place in (("largest", own["value"].idxmax()), ("smallest", own["value"].idxmin())):
-                rows.append((name, f"{which}_nll", f"{own.loc[place, 'value']:.8g}"))
-                rows.append((name, f"{which}_name", own.loc[place, "on"]))
+            held = own.loc[own["verdict"] == verdict, "name"]
+            rows.append((name, f"{verdict}_count", str(len(held))))
+            rows.append((name, f"{verdict}_names", ", ".join(held) or "none"))
+        losses = own[own["metric"] == "nll"]
+        for which in ("largest", "smallest") if len(losses) else ():
+            row = losses.sort_values("value").iloc[-1 if which == "largest" else 0]
+            rows += [(name, f"{which}_nll", f"{row['value']:.8g}"), (name, f"{which}_name", row["name"])]
     return pd.DataFrame(rows, columns=["of", "metric", "value"])
+
+
+def _named(row: dict) -> str:
+    """What a claim is about, in a few words for a list of claims of one family."""
+    first, second = row["comparison"].split("_vs_")
+    if row["family"] == "frames":
+        return f"{first} frames ({row['on']})"
+    if row["family"] == "tasks":
+        return f"{first} against {second} ({TOLD.get(row['metric'], row['metric'])})"
+    return row["on"]

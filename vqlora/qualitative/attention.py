@@ -113,15 +113,16 @@ def _places(words: Sequence[str], phrases: Sequence[str]) -> list[int]:
     return [n for n in range(len(words)) if any(list(words[n : n + len(part)]) == part for part in parts)]
 
 
-def shows(event: Mapping, numbers: Sequence[int]) -> np.ndarray:
+def shows(event: Mapping, numbers: Sequence[int], inserted: Sequence[int] = ()) -> np.ndarray:
     """Of the shown frames (numbers, sorted) those that show an event, or what it did since the one before.
 
-    bool [T]. A lasting motion is seen in the difference of two frames, of which none need lie inside it.
+    bool [T]. A lasting motion is seen in the difference of two frames, of which none need lie inside it. What
+    is told of a spliced-in shot is seen in its frames, `inserted`.
     """
     now = np.asarray(numbers)
     before = np.concatenate([[-1], now[:-1]])
     if event["motion"] == ASIDE_MOTION:
-        return (now >= event["start"]) & (now < event["end"])
+        return np.isin(now, list(inserted))
     return (now >= event["start"]) & (before < event["end"])
 
 
@@ -140,7 +141,8 @@ def looks(read: pd.DataFrame, truth: Mapping[str, dict]) -> pd.DataFrame:
     for (clip, layer, kind, number), own in told.groupby(["clip", "layer", "kind", "event"], sort=False):
         event = truth[clip]["events"][number]
         grid = own.sort_values(["shown", "cell"])["weight"].to_numpy().reshape(own["shown"].nunique(), -1)
-        seen = shows(event, own.drop_duplicates("shown").sort_values("shown")["frame"].to_numpy())
+        numbers = own.drop_duplicates("shown").sort_values("shown")["frame"].to_numpy()
+        seen = shows(event, numbers, truth[clip]["inserted"])
         alike = (number, len(truth[clip]["events"]))
         rows.append((clip, layer, kind, "frames", alike, grid.sum(axis=1), seen))
         cells = {actor["name"]: actor["cell"] for actor in truth[clip]["actors"]}

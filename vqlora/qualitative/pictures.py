@@ -100,7 +100,7 @@ def attention_map(read: pd.DataFrame, truth: Mapping[str, dict], clip: str) -> p
     numbers = own.drop_duplicates("shown").sort_values("shown")["frame"].to_numpy()
     events = truth[clip]["events"]
     cells = {actor["name"]: actor["cell"] for actor in truth[clip]["actors"]}
-    seen = [shows(event, numbers) for event in events]
+    seen = [shows(event, numbers, truth[clip]["inserted"]) for event in events]
     here = [bool(n >= 0 and seen[n][t]) for n, t in zip(own["event"], own["shown"], strict=True)]
     there = [bool(n >= 0 and cells.get(events[n]["name"]) == c)
              for n, c in zip(own["event"], own["cell"], strict=True)]  # fmt: skip

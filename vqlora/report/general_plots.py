@@ -16,7 +16,7 @@ LEARNED = {
     "frozen": ("frozen", "#000000", "s"),
     "joint": ("English", "#0072B2", "^"),
     "alone": ("the language alone", "#009E73", "D"),
-    "five": ("all languages", "#CC79A7", "v"),
+    "together": ("all languages", "#CC79A7", "v"),
 }
 OTHER = ("#E69F00", "P")
 
@@ -39,6 +39,15 @@ def _point(panel, place: float, row: pd.Series, colour: str, marker: str, name: 
     panel.errorbar([place], [row["value"]], yerr=error, label=name, **look)
 
 
+def _log(panel) -> None:
+    """A logarithmic axis with plain numbers on it."""
+    panel.set_yscale("log")
+    low, high = panel.get_ylim()
+    ticks = [tick for tick in (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20) if low <= tick <= high]
+    panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
+
+
 def _domains(panel, frame: pd.DataFrame) -> None:
     """One column a domain that is read, one mark a domain that was learned."""
     frame = frame[frame["arm"].isin(("frozen", "joint"))]
@@ -56,7 +65,8 @@ def _domains(panel, frame: pd.DataFrame) -> None:
             at = domains.index(domain) + 0.22 * (shift - (len(arms) - 1) / 2)
             _point(panel, at, rows.loc[domain], colour, marker, None if place else label(arm, TRAINED))
     panel.set_xticks(range(len(domains)), [label(name, DOMAINS).replace(" ", "\n") for name in domains])
-    panel.set(title="Other domains", yscale="log")
+    panel.set(title="Other domains")
+    _log(panel)
     panel.legend(loc="best", fontsize=6.5)
     panel.grid(False, axis="x")
 
@@ -74,17 +84,17 @@ def _languages(panel, frame: pd.DataFrame) -> None:
             at = languages.index(language) + 0.18 * (shift - 1.5)
             _point(panel, at, rows.loc[language], colour, marker, None if place else name)
     panel.set_xticks(range(len(languages)), [label(name, LANGUAGES) for name in languages], rotation=20)
-    panel.set(title="Captions in other languages", yscale="log")
+    panel.set(title="Other languages")
+    _log(panel)
     panel.legend(loc="best", fontsize=6.5)
     panel.grid(False, axis="x")
 
 
 def _frames(panel, frame: pd.DataFrame) -> None:
-    frame = frame[frame["arm"].isin(("frozen", "joint"))]
     count = frame["reading"].where(frame["reading"] != "own", "frames.8")
     frame = frame[count.str.startswith("frames.")].assign(count=count)
     frame["count"] = frame["count"].str.removeprefix("frames.").astype(int)
-    frame = frame[(frame["arm"] == "joint")]
+    frame = frame[frame["arm"] == "joint"]
     for domain in ordered(frame["trained"], DOMAINS):
         rows = frame[frame["trained"] == domain].sort_values("count")
         colour, marker = MARKS.get(domain, OTHER)
@@ -96,7 +106,7 @@ def _frames(panel, frame: pd.DataFrame) -> None:
     counts = sorted(frame["count"].unique())
     panel.set_xticks(counts, counts)
     panel.minorticks_off()
-    panel.set(title="Frames read (8 in training)", xlabel="frames")
+    panel.set(title="Other lengths", xlabel="frames read (8 in training)")
     panel.legend(loc="best", fontsize=6.5)
 
 

@@ -24,7 +24,7 @@ FAMILIES = {"domains": "Domains", "languages": "Languages", "tasks": "Tasks", "f
 CLAIMS = {
     "tuned_vs_frozen": "Tuned no worse than frozen",
     "en_vs_frozen": "Tuned in English beats frozen",
-    "five_vs_alone": "Five in one run no worse than one",
+    "together_vs_alone": "All languages in one run no worse than one",
     "joint_vs_captions": "One run of all no worse than captions alone",
     "joint_vs_questions": "One run of all no worse than questions alone",
     "joint_vs_no-contrast": "With contrastive loss {} without",
@@ -71,11 +71,11 @@ def general_languages_table(results: Path) -> Table:
     cells = cells.drop_duplicates(["arm", "language", "metric"]).set_index(["arm", "language", "metric"])
     rows = []
     for language in ordered(cells.index.unique("language"), LANGUAGES):
-        arms = ("frozen", "joint", "joint" if language == "en" else language, "five")
+        arms = ("frozen", "joint", "joint" if language == "en" else language, "together")
         found = [_pair(cells, arm, language) for arm in arms]
         found[2] = "--" if language == "en" else found[2]
         rows.append((label(language, LANGUAGES), *found))
-    return Table(("Captions in", "Frozen", "Tuned in English", "In it alone", "In all five"), tuple(rows))
+    return Table(("Captions in", "Frozen", "Tuned in English", "In it alone", "In all"), tuple(rows))
 
 
 def _pair(cells: pd.DataFrame, arm: str, language: str) -> str:

@@ -18,7 +18,7 @@ NOTEBOOK = "12_qualitative"
 PARTS = {"vision": "#0072B2", "fusion": "#009E73", "text": "#D55E00"}
 RIGHT, WRONG = "#009E73", "#D55E00"
 HAPPENS = {"moving": ("#F0E442", "something moves"), "aside": ("0.6", "spliced in")}
-KINDS = {"object": "name", "motion": "verb", "aside": "name in the spliced-in shot"}
+KINDS = {"object": "name", "motion": "verb", "aside": "spliced-in name"}
 
 
 def _rows_of(results: Path, name: str, count: int) -> list[np.ndarray]:
@@ -57,18 +57,19 @@ def caption_cases(results: Path) -> Figure:
         title = f"{label(first['domain'], DOMAINS)}, {round(100 * first['quantile'])}% quantile"
         left.set_title(title, fontsize=6.5, pad=2)
         right.set_axis_off()
-        lines = [("reference", first["reference"], "black")]
+        lines = [("truth", textwrap.shorten(first["reference"], 104, placeholder=" ..."), "black")]
         for arm in ordered(own["arm"], SHORT):
             row = own[own["arm"] == arm].iloc[0]
             good = row["faults"] == "none"
-            said = str(row["caption"]) if good else f"{row['caption']} [{row['faults']}]"
+            faults = "" if good else f" [{row['faults']}]"
+            said = textwrap.shorten(str(row["caption"]), 104 - len(faults), placeholder=" ...") + faults
             lines.append((label(arm, SHORT), said, RIGHT if good else WRONG))
         step = 1.3 / len(lines)
         for place, (name, text, colour) in enumerate(lines):
             at = 1.15 - place * step
-            right.text(0, at, name, transform=right.transAxes, fontsize=5.6, va="top", weight="bold")
-            right.text(0.14, at, textwrap.shorten(text, 92, placeholder=" ..."), fontsize=5.6, va="top",
-                       transform=right.transAxes, color=colour)  # fmt: skip
+            look = {"transform": right.transAxes, "fontsize": 5.2, "va": "top"}
+            right.text(0, at, name, weight="bold", **look)
+            right.text(0.1, at, text, color=colour, **look)
     return figure
 
 
@@ -101,7 +102,7 @@ def attention_case(results: Path) -> Figure:
     frames, side = frame["shown"].nunique(), round(frame["cell"].nunique() ** 0.5)
     grid = frame["weight"].to_numpy().reshape(len(words), frames, side, side)
     wide = grid.transpose(0, 2, 1, 3).reshape(len(words) * side, frames * side)
-    figure = plt.figure(figsize=(6.5, 0.85 + 0.2 * len(words)))
+    figure = plt.figure(figsize=(6.5, max(2.4, 0.85 + 0.2 * len(words))))
     left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
     above, panel = left.subplots(2, 1, height_ratios=(1, 0.26 * len(words)))
     _strip(above, _rows_of(results, "attention", 1)[0])
@@ -116,7 +117,9 @@ def attention_case(results: Path) -> Figure:
     panel.set_xlabel("frame of the clip")
     panel.grid(False)
     left.colorbar(shown, ax=panel, label="share", fraction=0.05, pad=0.02)
-    _looks(right.subplots(), read_csv(results, f"{NOTEBOOK}/looks.csv", ("model", "kind", "what", "metric")))
+    panel = right.subplots()
+    _looks(panel, read_csv(results, f"{NOTEBOOK}/looks.csv", ("model", "kind", "what", "metric", "value")))
+    right.legend(*panel.get_legend_handles_labels(), loc="outside upper center", fontsize=6)
     return figure
 
 
@@ -136,11 +139,10 @@ def _looks(panel, frame: pd.DataFrame) -> None:
             ends = ends if np.isfinite(ends).all() and metric != "even_frac" else None
             panel.errorbar([row["value"]], [place], xerr=ends, color=colour, marker=marker, markersize=4,
                            linestyle="none", label=None if place else name)  # fmt: skip
-    panel.set_yticks(range(len(rows)), [f"{KINDS[kind]}:\n{what}".replace(" in the", "\nin the")
-                                        for what, kind in rows], fontsize=6)  # fmt: skip
-    panel.set(ylim=(len(rows) - 0.4, -0.6), xlabel="share of attention given to")
+    names = [f"{KINDS[kind]}, {what}" for what, kind in rows]
+    panel.set_yticks(range(len(rows)), names, fontsize=6)
+    panel.set(ylim=(len(rows) - 0.4, -0.6), xlabel="share of attention")
     panel.set_xlim(left=0)
-    panel.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.4, 1.22))
     panel.grid(False, axis="y")
 
 

@@ -118,15 +118,21 @@ def _fronts(results: Path) -> pd.DataFrame:
     return fronts(pd.read_csv(results / "10_scaling" / "pareto.csv"))
 
 
-def _corrected(file: str) -> Callable[[Path], pd.DataFrame]:
-    """Holm's correction, within families if there are some, and the verdicts of a file of planned tests, from
-    its p-values and intervals."""
+def _failures(results: Path) -> pd.DataFrame:
+    from vqlora.qualitative.captions import failure_table, judged_captions
+
+    return failure_table(judged_captions(_kept_runs(results, "03_main")))
+
+
+def _corrected(file: str, within: str = "family") -> Callable[[Path], pd.DataFrame]:
+    """Holm's correction and the verdicts of a file of planned tests, from its p-values and intervals; within
+    each value of a column, where the file has it."""
 
     def make(results: Path) -> pd.DataFrame:
         from vqlora import stats
 
         table = pd.read_csv(results / file)
-        families = table["family"] if "family" in table else pd.Series("", table.index)
+        families = table[within] if within in table else pd.Series("", table.index)
         table["p_holm"] = table.groupby(families)["p"].transform(stats.holm)
         table["verdict"] = [stats.verdict(*row) for row in table.assign(margin=table["margin"].fillna(0))[
             ["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)]  # fmt: skip
@@ -182,6 +188,10 @@ CHECKS = (
     Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
     Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),
     Check("07_frames/summary.csv", "policies.csv", _frames_summary, ("07_frames/policies.csv",)),
+    Check("11_generalization/tests.csv", "p-values and intervals",
+          _corrected("11_generalization/tests.csv", "family"), ()),
+    Check("12_qualitative/failures.csv", "the rows per example in runs/", _failures,
+          ("runs", "03_main/cost.csv"), slow=True),
     Check("lr.csv", "03_main/sweep.csv", _rates, ("03_main/sweep.csv",)),
     Check("08_bits/peaks.csv", "planner.csv", _peaks, ("08_bits/planner.csv",), slow=True),
 )
