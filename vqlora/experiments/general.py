@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from vqlora.config import Language, RunSettings, Settings
 from vqlora.settings_file import ConfigError, parse
 
+LANGUAGES = {"en": "English", "es": "Spanish", "de": "German", "fr": "French", "zh": "Chinese"}
 Task = Literal["captions", "questions", "no-contrast"]
 JOINT, ALL = "joint", "together"
 TASKS = {  # what one run of each kind learns, as fields of RunSettings

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vqlora import stats
-from vqlora.experiments.general import ALL, JOINT, GeneralSettings
+from vqlora.experiments.general import ALL, JOINT, LANGUAGES, GeneralSettings
 from vqlora.metrics import metric_values
 from vqlora.store import StoredRun, write_csv
 
@@ -182,4 +182,4 @@ def _named(row: dict) -> str:
         return f"{first} frames ({row['on']})"
     if row["family"] == "tasks":
         return f"{first} against {second} ({TOLD.get(row['metric'], row['metric'])})"
-    return row["on"]
+    return LANGUAGES.get(row["on"], row["on"])

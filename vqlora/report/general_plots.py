@@ -8,8 +8,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vqlora.experiments.general import LANGUAGES
 from vqlora.report.cells import DOMAINS, label, ordered, read_csv
-from vqlora.report.general_tables import COLUMNS, FILE, LANGUAGES, TRAINED
+from vqlora.report.general_tables import COLUMNS, FILE, TRAINED
 
 MARKS = {"frozen": ("#000000", "s"), "language": ("#D55E00", "o"), "visual": ("#0072B2", "^")}
 LEARNED = {

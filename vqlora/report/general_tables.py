@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from vqlora.experiments.general import LANGUAGES
 from vqlora.report.cells import DOMAINS, METRICS, Table, label, ordered, read_csv
 from vqlora.report.keys import format_interval, format_number, latex_text
 
 FILE = "11_generalization/summary.csv"
 COLUMNS = ("trained", "arm", "reading", "metric", "value", "low", "high")
-LANGUAGES = {"en": "English", "es": "Spanish", "de": "German", "fr": "French", "zh": "Chinese"}
 TRAINED = {"frozen": "frozen", "language": "tuned on language", "visual": "tuned on visual"}
 TASKS = {
     "frozen": "None (frozen)",

@@ -69,7 +69,7 @@ def caption_cases(results: Path) -> Figure:
             at = 1.15 - place * step
             look = {"transform": right.transAxes, "fontsize": 5.2, "va": "top"}
             right.text(0, at, name, weight="bold", **look)
-            right.text(0.1, at, text, color=colour, **look)
+            right.text(0.115, at, text, color=colour, **look)
     return figure
 
 
