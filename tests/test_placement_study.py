@@ -31,8 +31,8 @@ def run(label, domain, nll, seed, learning_rate=1e-2) -> Run:
     part = label in placement_study.PARTS
     budget = {"ranks": "uniform", "budget": 900} if part else {}
     settings = RunSettings(
-        experiment="09", label=label, arm="vqlora", bits="nf4", domain=domain, seed=seed, steps=4, train_clips=9,
-        learning_rate=learning_rate, eval_clips=30, **budget,
+        experiment="09", label=label, arm="vqlora", bits="nf4", domain=domain, seed=seed, steps=4,
+        learning_rate=learning_rate, train_clips=9, eval_clips=30, **budget,
     )  # fmt: skip
     ranks = {"vision": (5, 0, 0), "fusion": (0, 40, 0), "text": (0, 0, 7)}.get(label)
     given = {f"rank.{n}": float(r) for n, r in zip(LAYERS, ranks, strict=True)} if ranks else {}
