@@ -52,6 +52,8 @@ def _ranks(folder: Path) -> None:
             for cell in (("nll", nll, nll - 0.03, nll + 0.03), ("trainable_parameters", 102_144, "", ""))]
     columns = ["domain", "arm", "metric", "value", "low", "high"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "summary.csv", index=False)
+    spent = [(arm, *cell) for arm in arms for cell in (("calibration_cpu_s", 8.0), ("calibration_frac", 0.1))]
+    pd.DataFrame(spent, columns=["arm", "metric", "value"]).to_csv(folder / "calibration.csv", index=False)
     regret = pd.DataFrame([(arm, nll - 1.1) for arm, nll in arms.items()], columns=["arm", "worst"])
     regret.to_csv(folder / "regret.csv", index=False)
     parts = ("vision", "fusion", "text")

@@ -68,6 +68,14 @@ def test_regret_is_the_worst_gap_to_the_best_of_a_domain():
     assert table.loc["text-heavy", "language"] == 0 and table.loc["text-heavy", "worst"] == pytest.approx(0.2)
 
 
+def test_calibration_is_a_share_of_the_way_to_the_trained_adapter():
+    cost = pd.DataFrame({"arm": ["uniform", "eva", "eva"], "attach_cpu_s": [0.0, 10.0, 30.0],
+                         "train_cpu_s": [80.0, 90.0, 70.0]})  # fmt: skip
+    found = rank_study.calibration(cost).set_index(["arm", "metric"])["value"]
+    assert found["eva", "calibration_cpu_s"] == 20 and found["eva", "calibration_frac"] == 0.2
+    assert found["uniform", "calibration_frac"] == 0
+
+
 def test_the_planned_claims_ask_for_both_fixed_splits():
     tests = comparison.judge(RUNS, rank_study.rank_claims(0.05), values=column)
     verdicts = tests.set_index(["domain", "comparison"])["verdict"]
@@ -77,6 +85,12 @@ def test_the_planned_claims_ask_for_both_fixed_splits():
     tests = comparison.judge([*kept, *worse], rank_study.rank_claims(0.05), values=column)
     verdicts = tests.set_index(["domain", "comparison"])["verdict"]
     assert verdicts["visual", "relative_vs_vision-heavy"] == "denied"
+
+
+def test_further_claims_are_about_methods_that_a_profile_has():
+    assert rank_study.further_claims(["uniform", "relative"]) == []
+    found = rank_study.further_claims(["relative", "gradient", "eva"])
+    assert [claim["b"] for claim in found] == ["gradient", "eva"]
 
 
 def test_ranks_are_read_back_by_layer_and_drawn():

@@ -1,9 +1,11 @@
 """Keys, tables and figures: from results files alone, always the same bytes, one clear line for bad files."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from invented_results import write_invented
@@ -192,6 +194,23 @@ def test_quality_memory_shows_value_memory_and_interval_of_each_arm(results):
     segments = [bar.get_segments()[0][:, 1].tolist() for bar in left.collections]
     assert [pytest.approx([0.97 * y, 1.03 * y]) for y in points.values()] == segments
     assert "MB" in left.get_xlabel()
+    plt.close(figure)
+
+
+def test_the_method_figure_shows_the_sample_clip_and_needs_no_result(tmp_path):
+    import matplotlib.pyplot as plt
+
+    from vqlora.report.plots import method
+    from vqlora.report.samples import read_samples
+
+    (tmp_path / "01_data").mkdir()
+    for name in ("samples.csv", "samples.png"):
+        shutil.copy(ROOT / "results" / "01_data" / name, tmp_path / "01_data")
+    clip = read_samples(tmp_path).frames("cutaways")
+    figure = method(tmp_path)
+    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
+    whole = [sum(np.array_equal(picture, frame) for picture in shown) for frame in clip]
+    assert sorted(whole) == [0, 0, 0, 0, 2, 2, 2, 2], "chosen frames: in the strip and beside their gates"
     plt.close(figure)
 
 

@@ -87,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     part = command("run", _run, "make one run and print its metrics as JSON")
     part.add_argument("settings", metavar="FILE", help="YAML or JSON with the fields of RunSettings")
     part = command("pdf", paper.pdf, "build the paper from a profile's results, or the committed `reference`")
-    part.add_argument("--unverified", action="store_true", help="without verification; the PDF says so")
+    part.add_argument("--unverified", action="store_true", help="build it unchecked; the PDF says so")
     part = command("verify", paper.verify, "hold results against the reference, and claims against results")
-    part.add_argument("--seal", action="store_true", help="take results, figures and prose as they are first")
-    part.add_argument("--quick", action="store_true", help="recompute only what takes seconds")
+    part.add_argument("--seal", action="store_true", help="first record results, figures, prose as they are")
+    part.add_argument("--quick", action="store_true", help="skip what takes longer than seconds to recompute")
     part = command("accept", paper.accept, "make a notebook's results the reference")
     part.add_argument("notebook", metavar="NN", help="its number, e.g. 03")
     command("html", paper.html, "export executed notebooks to build/PROFILE/html")
@@ -111,12 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     part = commands.add_parser("gpu-check", help="try what needs a GPU",
                                description="Try NF4, paged optimizer, memory counters, a checkpoint, gates "
                                "and the lean step on CUDA; exit code 1 without it or where something fails.")
-    part.add_argument("--csv", type=Path, metavar="FILE", help="(default: results/gpu_check.csv)")
+    part.add_argument("--csv", type=Path, metavar="FILE",
+                      help="where the findings go (default: results/gpu_check.csv)")
     part.set_defaults(command=_gpu_check)
     data_options(commands.add_parser("data", help="check a data set's folder; write an example of one's own"))
     _plan_options(commands.add_parser(
         "plan", help="memory of fine-tuning and generation, before anything is loaded",
-        description="Predict bytes by part from a configuration alone; nothing is loaded, no card is needed.",
+        description="Predict bytes by part from a configuration alone; nothing is loaded, no GPU is needed.",
         epilog=PLAN_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter))
     _bench_options(commands.add_parser(
         "bench", help="what a training step costs by method, measured side by side",
@@ -154,8 +155,8 @@ def _plan_options(part: argparse.ArgumentParser) -> None:
     add("--optimizer", default="adamw_torch", metavar="NAME", help="the Trainer's name of it (adamw_torch)")
     add("--dtype", default="bf16", metavar="D", help="bf16 (default) or fp32")
     add("--device", default="cuda", metavar="D", help="cuda (default) or cpu")
-    add("--card", metavar="SIZE", help="e.g. 24GB: also say what fits, and what to change if nothing does")
-    add("--reserve", default="0", metavar="SIZE", help="of the card, for the driver (default: 0)")
+    add("--card", metavar="SIZE", help="memory of the GPU, e.g. 24GB: also say what fits, or what to change")
+    add("--reserve", default="0", metavar="SIZE", help="of the GPU's memory, for the driver (default: 0)")
     add("--json", action="store_true", help="print JSON")
     part.set_defaults(command=_plan)
 

@@ -33,6 +33,14 @@ def rank_claims(
     return [claim for claim in claims if methods is None or claim["b"] in methods]
 
 
+def further_claims(methods: Sequence[str]) -> list[dict]:
+    """Comparisons beside the planned ones, on NLL, a family of their own: does the source gradient matter, is
+    a layer that lost more to quantization worth more rank, are the published rivals beaten?"""
+    pairs = [("relative", "gradient"), ("gradient+quantization", "gradient"),
+             ("relative", "eva"), ("relative", "adalora")]  # fmt: skip
+    return [{"a": a, "b": b, "claim": "greater"} for a, b in pairs if {a, b} <= set(methods)]
+
+
 def ranks_of(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """The rank of every layer at the end of every run: domain, arm, seed, place, layer, modality, rank.
 
@@ -77,6 +85,19 @@ def regret(summary: pd.DataFrame, metric: str = "nll") -> pd.DataFrame:
     wide = summary[summary["metric"] == metric].pivot(index="arm", columns="domain", values="value")
     gaps = wide - wide.min()
     return gaps.assign(worst=gaps.max(axis=1)).sort_values("worst").reset_index()
+
+
+def calibration(cost: pd.DataFrame) -> pd.DataFrame:
+    """What choosing the ranks costs before training, mean over runs: arm, metric, value.
+
+    calibration_cpu_s: attaching the adapter, ranks read off the batches included; calibration_frac: of all
+    CPU time up to the trained adapter. Ranks that move while training cost nothing here and some there.
+    """
+    spent = cost.groupby("arm")[["attach_cpu_s", "train_cpu_s"]].mean()
+    share = spent["attach_cpu_s"] / spent.sum(axis=1)
+    table = pd.DataFrame({"calibration_cpu_s": spent["attach_cpu_s"], "calibration_frac": share})
+    long = table.rename_axis("arm").reset_index().melt("arm", var_name="metric")
+    return long.sort_values(["arm", "metric"])
 
 
 def runs_table(frame: pd.DataFrame) -> pd.DataFrame:

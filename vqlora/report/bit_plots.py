@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vqlora.report.bit_tables import PART_NAMES
-from vqlora.report.cells import DOMAINS, ordered, read_csv
+from vqlora.report.cells import DOMAINS, MEMORY_COLOURS, ordered, read_csv
 
 FAMILIES = {  # beginning of a label: colour, marker, name
     "random": ("#999999", "x", "kept in 16 bits at random"),
@@ -16,6 +16,12 @@ FAMILIES = {  # beginning of a label: colour, marker, name
     "int3": ("#D55E00", "v", "simulated"),
     "int2": ("#D55E00", "v", "simulated"),
     "": ("#0072B2", "o", "one kind of bits"),
+}
+BESIDE = {  # points from the marker: where a name has neighbours
+    "nf4": (3, -9),
+    "int8": (3, -9),
+    "int3": (-13, 5),
+    "mixed-25": (-18, 5),
 }
 MODELS = {"KineVLM": ("#0072B2", "o"), "SmolVLM-135M": ("#D55E00", "s")}
 STACK = tuple(part for part in PART_NAMES if part not in ("peak", "resident"))
@@ -40,7 +46,7 @@ def bits_quality(results: Path) -> Figure:
             ends = [[max(row["value"] - row["low"], 0)], [max(row["high"] - row["value"], 0)]]
             look = {"color": colour, "marker": marker, "markersize": 4}
             panel.errorbar([place], [row["value"]], yerr=ends if np.isfinite(ends).all() else None, **look)
-        panel.set_xticks(range(len(names)), names, rotation=60)
+        panel.set_xticks(range(len(names)), map(_short, names), rotation=60)
         panel.set(title=f"{DOMAINS[domain]}, tuned", xlim=(-0.5, len(names) - 0.5))
     return figure
 
@@ -56,11 +62,18 @@ def _frozen(panel, nll: pd.Series, held_mb: pd.Series) -> None:
         panel.plot([held_mb[name]], [value], label=None if words in seen else words, **look)
         seen.add(words)
         if not name.startswith("random"):
-            above = 4 if name not in ("fp4", "int8") else -9  # their neighbours' names are above
-            panel.annotate(name, (held_mb[name], value), (3, above), textcoords="offset points", fontsize=6)
+            place = BESIDE.get(name, (3, 4))
+            look = {"textcoords": "offset points", "fontsize": 6}
+            panel.annotate(_short(name), (held_mb[name], value), place, **look)
     panel.margins(y=0.1)
     panel.set(title="Source, frozen", xlabel="Memory of the weights (MB)", ylabel="NLL (lower is better)")
     panel.legend(fontsize=6)
+
+
+def _short(name: str) -> str:
+    """``mixed-25`` -> mixed 25%."""
+    share = f"{name.replace('-', ' ')}%" if "-" in name else name
+    return {"bf16": "16 bits", "nf4": "NF4", "fp4": "FP4"}.get(name, share)
 
 
 def _family(name: str) -> tuple[str, str, str]:
@@ -88,7 +101,7 @@ def planner(results: Path) -> Figure:
     left.fill_between(ends, 0.9 * ends, 1.1 * ends, color="0.5", alpha=0.2, lw=0)
     left.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=f"{len(peaks)} settings")
     left.set(xlabel="Measured peak (MB)", ylabel="Predicted peak (MB)")
-    left.legend(fontsize=5.5, loc="upper left")
+    left.legend(fontsize=6, loc="upper left", handletextpad=0.1, borderaxespad=0.1)
     for panel, model in zip(panels[1:], models, strict=True):
         _stack(panel, parts[parts["model"] == model], model)
     handles, labels = panels[-1].get_legend_handles_labels()
@@ -98,13 +111,14 @@ def planner(results: Path) -> Figure:
 
 def _stack(panel, parts: pd.DataFrame, model: str) -> None:
     """Bars in pairs: planned (left) and measured (right) for each way of holding the base."""
-    ways, colours = list(dict.fromkeys(parts["held"])), plt.get_cmap("tab10").colors
+    ways = list(dict.fromkeys(parts["held"]))
     for kind, shift in (("predicted_bytes", -0.2), ("measured_bytes", 0.2)):
         wide = parts.pivot(index="part", columns="held", values=kind).reindex(STACK)[ways].fillna(0) / 1e6
         bottom = np.zeros(len(ways))
-        for colour, (part, sizes) in zip(colours, wide.iterrows(), strict=True):
-            name = PART_NAMES[part] if shift > 0 else None
-            panel.bar(np.arange(len(ways)) + shift, sizes, 0.36, bottom=bottom, color=colour, label=name)
+        for part, sizes in wide.iterrows():
+            name = PART_NAMES[part]
+            look = {"color": MEMORY_COLOURS[name], "label": name if shift > 0 else None}
+            panel.bar(np.arange(len(ways)) + shift, sizes, 0.36, bottom=bottom, **look)
             bottom += sizes.to_numpy()
     panel.set_xticks(range(len(ways)), ways)
     panel.set(title=model, ylabel="MB: planned, measured")

@@ -50,6 +50,21 @@ METRICS = {
 }
 
 
+# What memory is made of, in every figure the same colour: Okabe and Ito's, and greys for what is left over.
+MEMORY_COLOURS = {
+    "Weights": "#0072B2",
+    "Constants of quantization": "#000000",
+    "Adapters": "#009E73",
+    "Optimizer": "#D55E00",
+    "Inputs": "#F0E442",
+    "Gradients": "#E69F00",
+    "Activations": "#56B4E9",
+    "Logits": "#CC79A7",
+    "Working memory": "#999999",
+    "Not explained": "#DDDDDD",
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells as LaTeX text, row by row; a row of None is a rule between groups.

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vqlora.report.cells import ordered, read_csv
+from vqlora.report.cells import MEMORY_COLOURS, ordered, read_csv
 from vqlora.report.cost_tables import STEP_ARMS, STEP_PARTS, main_setting, with_parts
 
 LOOKS = {  # arm: colour, marker
@@ -19,7 +19,7 @@ LOOKS = {  # arm: colour, marker
     "vqlora+lean+ckpt": ("#CC79A7", "P"),
 }
 SHORT = {"qlora": "QLoRA", "lora": "LoRA", "full": "full", "vqlora": "ours,\nplain",
-         "vqlora+lean": "ours,\nlean", "vqlora+lean+ckpt": "ours, lean,\nckpt"}  # fmt: skip
+         "vqlora+lean": "ours,\nlean", "vqlora+lean+ckpt": "ours,\nlean,\nckpt"}  # fmt: skip
 
 
 def step_memory(results: Path) -> Figure:
@@ -28,10 +28,11 @@ def step_memory(results: Path) -> Figure:
     ratios = read_csv(results, "04_cost/ratios.csv", ("arm", "against", "what", "median", "low", "high"))
     setting = main_setting(results)
     own = with_parts(runs, setting)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(6.5, 3.2), width_ratios=(1.5, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.5, 3.2), width_ratios=(1.15, 1))
     places, bottom = np.arange(len(own)), np.zeros(len(own))
-    for colour, (part, name) in zip(plt.get_cmap("tab10").colors, STEP_PARTS.items(), strict=False):
-        left.bar(places, own[part] / 1e6, 0.7, bottom=bottom, color=colour, label=name)
+    for part, name in STEP_PARTS.items():
+        look = {"color": MEMORY_COLOURS[name], "label": name}
+        left.bar(places, own[part] / 1e6, 0.7, bottom=bottom, **look)
         bottom += (own[part] / 1e6).to_numpy()
     left.set_xticks(places, [SHORT.get(arm, arm) for arm in own.index], fontsize=6.5)
     left.set(title=f"{setting['model']}, {setting['frames']} frames", ylabel="Memory at the peak (MB)")
@@ -43,7 +44,7 @@ def step_memory(results: Path) -> Figure:
         ends = [[row["median"] - row["low"]], [row["high"] - row["median"]]]
         right.errorbar([place], [row["median"]], yerr=ends, color=colour, marker=marker)
     right.axhline(1.0, color="0.5", lw=0.8)
-    right.set_xticks(places, [SHORT.get(arm, arm) for arm in own.index], fontsize=5)
+    right.set_xticks(places, [SHORT.get(arm, arm) for arm in own.index], fontsize=6.5)
     right.set(title="Time", ylabel="Step time over plain QLoRA's", ylim=(0, None))
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=6)

@@ -27,7 +27,9 @@ from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noq
 from vqlora.report.cost_plots import COST_FIGURES  # noqa: E402
 from vqlora.report.gate_plots import GATE_FIGURES  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
+from vqlora.report.method_figure import method  # noqa: E402
 from vqlora.report.rank_plots import RANK_FIGURES  # noqa: E402
+from vqlora.report.samples import read_samples  # noqa: E402
 from vqlora.report.scaling_plots import SCALING_FIGURES  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
@@ -181,31 +183,18 @@ def frame_policies(results: Path) -> Figure:
 
 
 def sample_sheet(results: Path, columns: int = 2) -> Figure:
-    """One clip a domain: frames evenly spaced in time, a reference caption above them.
-
-    Reads ``01_data/samples.csv`` (domain, clip, frames, caption; frames as numbers with spaces between) and
-    ``01_data/samples.png``: one row of square frames per line of the CSV.
-    """
-    rows = read_csv(results, "01_data/samples.csv", ("domain", "clip", "frames", "caption"))
-    rows["line"] = range(len(rows))
+    """One clip a domain: frames evenly spaced in time, a reference caption above them."""
+    samples = read_samples(results)
+    side, sheet = samples.side, samples.sheet
+    rows = samples.rows.assign(line=range(len(samples.rows)))
     rows = rows.set_index("domain").loc[ordered(rows["domain"], DOMAINS)].reset_index()
-    path = Path(results) / "01_data" / "samples.png"
-    if not path.is_file():
-        raise ResultsError(f"{path}: missing; `make 01` writes it")
-    sheet = plt.imread(path)
-    if sheet.shape[0] % len(rows):
-        raise ResultsError(
-            f"{path}: {sheet.shape[0]} pixel rows do not divide into the {len(rows)} clips of samples.csv"
-        )
-    side, lines = sheet.shape[0] // len(rows), -(-len(rows) // columns)
+    lines = -(-len(rows) // columns)
     strip = 6.5 / columns * side / sheet.shape[1]  # height of a strip, inches
     figure, panels = plt.subplots(lines, columns, squeeze=False, figsize=(6.5, lines * (strip + 0.42)))
     for panel in panels.flat:
         panel.set_axis_off()
     for panel, row in zip(panels.T.flat, rows.to_dict("records"), strict=False):
-        panel.imshow(
-            sheet[row["line"] * side : (row["line"] + 1) * side], interpolation="nearest", aspect="equal"
-        )
+        panel.imshow(samples.strip(row["line"]), interpolation="nearest", aspect="equal")
         panel.vlines(
             np.arange(side, sheet.shape[1], side) - 0.5, -0.5, side - 0.5, color="white", linewidth=1
         )
@@ -269,6 +258,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "frame_policies": frame_policies,
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,
+    "method": method,
     "planner": planner,
     "sample_sheet": sample_sheet,
     **COST_FIGURES,

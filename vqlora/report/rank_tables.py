@@ -26,10 +26,13 @@ RANK_NAMES = {
 
 
 def ranks_table(results: Path) -> Table:
-    """NLL of every allocation on every domain, its worst gap to the best one, and vision's share of ranks."""
+    """NLL of every allocation on every domain, its worst gap to the best one, vision's share of ranks, and
+    the share of the CPU time that choosing them takes."""
     summary = read_csv(results, "06_ranks/summary.csv", ("domain", "arm", "metric", "value", "low", "high"))
     worst = read_csv(results, "06_ranks/regret.csv", ("arm", "worst")).set_index("arm")["worst"]
     layers = read_csv(results, "06_ranks/ranks.csv", ("domain", "arm", "modality", "rank"))
+    chosen = read_csv(results, "06_ranks/calibration.csv", ("arm", "metric", "value"))
+    spent = chosen[chosen["metric"] == "calibration_frac"].set_index("arm")["value"]
     nll = summary[summary["metric"] == "nll"].set_index(["arm", "domain"])
     totals = layers.groupby(["arm", "domain", "modality"])["rank"].sum().unstack(fill_value=0)
     vision = totals["vision"] / totals.sum(axis=1)
@@ -37,9 +40,10 @@ def ranks_table(results: Path) -> Table:
     for arm in ordered(summary["arm"], RANK_NAMES):
         cells = [_loss(nll.loc[(arm, domain)]) for domain in domains]
         shares = [format_number(vision[arm, domain], "frac_frac") for domain in domains]
-        rows.append((label(arm, RANK_NAMES), *cells, format_number(worst[arm], "nll"), " / ".join(shares)))
+        gap, taken = format_number(worst[arm], "nll"), format_number(spent[arm], "calibration_frac")
+        rows.append((label(arm, RANK_NAMES), *cells, gap, " / ".join(shares), taken))
     heads = (f"NLL, {label(domain, DOMAINS).lower()}" for domain in domains)
-    return Table(("Allocation", *heads, "Worst gap", "Ranks in vision"), tuple(rows))
+    return Table(("Allocation", *heads, "Worst gap", "Ranks in vision", "To choose"), tuple(rows))
 
 
 def _loss(row: pd.Series) -> str:
@@ -48,14 +52,15 @@ def _loss(row: pd.Series) -> str:
 
 
 def rank_tests_table(results: Path) -> Table:
-    """The planned comparisons."""
+    """The planned comparisons; below, further ones where a profile has their methods."""
     numbers = ("value", "low", "high", "p_holm", "smallest_effect")
-    frame = read_csv(results, "06_ranks/tests.csv", ("domain", "comparison", "claim", *numbers, "verdict"))
-    rows = []
-    for domain in ordered(frame["domain"], DOMAINS):
-        own = frame[frame["domain"] == domain].to_dict("records")
-        rows += [None] * bool(rows)
-        rows += [(label(domain, DOMAINS) if row is own[0] else "", *_test(row)) for row in own]
+    files, rows = ["06_ranks/tests.csv", "06_ranks/further.csv"], []
+    for file in files[: 1 + Path(results, files[1]).is_file()]:
+        frame = read_csv(results, file, ("domain", "comparison", "claim", *numbers, "verdict"))
+        for domain in ordered(frame["domain"], DOMAINS):
+            own = frame[frame["domain"] == domain].to_dict("records")
+            rows += [None] * bool(rows)
+            rows += [(label(domain, DOMAINS) if row is own[0] else "", *_test(row)) for row in own]
     heads = ("Gain", r"95\% interval", "Smallest", r"\emph{p} (Holm)", "Verdict")
     return Table(("Domain", "Claim", *heads), tuple(rows), left=2)
 
