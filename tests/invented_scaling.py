@@ -37,8 +37,9 @@ def write_arms(folder: Path, arms: dict[str, tuple[float, int]], **changed) -> N
 
 def write_placement(folder: Path) -> None:
     write_arms(folder, ARMS)
-    rates = [(arm, "nf4", 1e-2, "sweep") for arm in ARMS]
-    write_csv(folder / "lr.csv", pd.DataFrame(rates, columns=["arm", "bits", "learning_rate", "origin"]))
+    rates = [(domain, arm, "nf4", 1e-2, "sweep") for domain in ("language", "visual") for arm in ARMS]
+    columns = ["domain", "arm", "bits", "learning_rate", "origin"]
+    write_csv(folder / "lr.csv", pd.DataFrame(rates, columns=columns))
     sizes = [("vision", "vision", 24, 11, 12, 102_016), ("fusion", "fusion", 2, 59, 59, 101_952),
              ("text", "text", 28, 7, 7, 102_144)]  # fmt: skip
     columns = ["arm", "modality", "layers", "rank_low", "rank_high", "trainable_parameters"]
@@ -46,6 +47,7 @@ def write_placement(folder: Path) -> None:
     claims = [("primary", domain, a, b, claim) for domain, right, wrong in (
         ("language", "text", "vision"), ("visual", "vision", "text")) for a, b, claim in (
         ("rank-64", "rank-4", "no_worse"), (right, "rank-4", "no_worse"), ("rank-4", wrong, "greater"))]
+    claims += [("beside", "language", "rank-16", "rank-4", "greater")]
     claims += [("beside", "visual", "rank-4", "fusion", "greater")]
     tests = pd.DataFrame([(domain, f"{a}_vs_{b}", "nll", ARMS[b][0] - ARMS[a][0], claim, family)
                           for family, domain, a, b, claim in claims],

@@ -27,11 +27,12 @@ def placement(**more) -> PlacementSettings:
     return PlacementSettings(**{"budget": 102_144, "arms": ARMS, **SHAPE, **more})
 
 
-def run(label, domain, nll, seed) -> Run:
+def run(label, domain, nll, seed, learning_rate=1e-2) -> Run:
     part = label in placement_study.PARTS
+    budget = {"ranks": "uniform", "budget": 900} if part else {}
     settings = RunSettings(
-        experiment="09", label=label, arm="vqlora", bits="nf4", domain=domain, seed=seed, learning_rate=1e-2,
-        steps=4, train_clips=9, eval_clips=30, **({"ranks": "uniform", "budget": 900} if part else {}),
+        experiment="09", label=label, arm="vqlora", bits="nf4", domain=domain, seed=seed, steps=4,
+        learning_rate=learning_rate, train_clips=9, eval_clips=30, **budget,
     )  # fmt: skip
     ranks = {"vision": (5, 0, 0), "fusion": (0, 40, 0), "text": (0, 0, 7)}.get(label)
     given = {f"rank.{n}": float(r) for n, r in zip(LAYERS, ranks, strict=True)} if ranks else {}
@@ -48,6 +49,28 @@ def test_a_part_alone_spends_the_budget_and_a_rank_says_its_own_size():
     text = runs["text"]
     assert (text.ranks, text.budget, text.modalities) == ("uniform", 102_144, ("text",))
     assert text.alpha / text.rank == runs["rank-4"].alpha / runs["rank-4"].rank
+
+
+def test_each_domain_has_the_rate_that_its_own_sweep_chose(tmp_path):
+    best = {("language", "vision"): 4e-2, ("visual", "vision"): 1e-2, ("language", "text"): 2e-2}
+    sweep = [run(arm, domain, 0.5 if rate == top else 0.9, 1000, learning_rate=rate)
+             for (domain, arm), top in best.items() for rate in (1e-2, 2e-2, 4e-2)]  # fmt: skip
+    own, none = tmp_path / "swept.csv", tmp_path / "none.csv"
+    rates = placement_study.settle(placement(), sweep, own, none)
+    found = rates.set_index(["domain", "arm"])
+    assert found.loc[("language", "vision"), "learning_rate"] == 4e-2
+    assert found.loc[("visual", "vision")].tolist() == ["nf4", 1e-2, "sweep"]
+    assert found.loc[("visual", "text")].tolist() == ["nf4", 2e-2, "sweep on language"]
+    assert found.loc[("visual", "rank-4")].tolist() == ["nf4", 1e-2, "profile"]
+    table = placement_study.sweep_table(sweep, rates, none)
+    assert set(table.loc[table["chosen"], "value"]) == {0.5} and table["chosen"].sum() == 3
+    made = {(one.domain, one.method): one.learning_rate for one in
+            placement_study.rated(placement().runs(), rates)}  # fmt: skip
+    assert made["language", "vision"] == 4e-2 and made["visual", "vision"] == 1e-2
+    bases = ScalingSettings().base_runs(placement(), {"xs": "folder"})
+    assert {one.learning_rate for one in placement_study.rated(bases, rates, arm="text")} == {2e-2}
+    again = placement_study.settle(placement(), [], tmp_path / "other.csv", own)
+    assert again.set_index(["domain", "arm"]).loc[("visual", "vision"), "origin"] == "committed sweep"
 
 
 def test_claims_depend_on_what_has_shifted():
@@ -97,13 +120,13 @@ def test_tables_show_arms_and_claims(tmp_path):
 
 def test_fewer_clips_are_those_of_one_arm_with_the_same_steps():
     scaling = ScalingSettings(clips=[10, 30])
-    runs = scaling.clip_runs(placement(), {"rank-4-nf4": 3e-3})
-    assert {(one.method, one.learning_rate, one.steps) for one in runs} == {("rank-4", 3e-3, 4)}
+    runs = scaling.clip_runs(placement())
+    assert {(one.method, one.steps) for one in runs} == {("rank-4", 4)}
     assert sorted({one.train_clips for one in runs}) == [10, 30] and len(runs) == 8
     with pytest.raises(ValueError, match="clips: 90; allowed: fewer than"):
-        ScalingSettings(clips=[90]).clip_runs(placement(), {})
+        ScalingSettings(clips=[90]).clip_runs(placement())
     with pytest.raises(ValueError, match="arm: 'rank-8' is no arm of placement; allowed: rank-4, rank-64"):
-        ScalingSettings(arm="rank-8", clips=[10]).clip_runs(placement(), {})
+        ScalingSettings(arm="rank-8", clips=[10]).clip_runs(placement())
     with pytest.raises(ValueError, match="clips: 10 given twice"):
         ScalingSettings(clips=[10, 10])
 

@@ -124,7 +124,7 @@ def test_the_five_bases_grow_and_are_tuned_as_the_arm_is():
         counts.append(sum(p.numel() for p in model.parameters()))
     assert len(counts) == 5 and all(b > 1.5 * a for a, b in zip(counts, counts[1:], strict=False))
     folders = {size.name: f"somewhere/{size.name}" for size in profile.scaling.bases}
-    runs = profile.scaling.base_runs(placement(), {}, folders)
+    runs = profile.scaling.base_runs(placement(), folders)
     assert {(one.method, one.base) for one in runs} == set(folders.items())
     assert len({(one.rank, one.steps, one.learning_rate, one.train_clips) for one in runs}) == 1
     assert base_sizes.train_bases(ScalingSettings(), profile.base, "nowhere") == {}

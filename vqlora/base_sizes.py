@@ -1,7 +1,7 @@
 """Bases of several sizes by one recipe, trained from scratch for notebook 10.
 
     folders = train_bases(scaling, profile.base, here.build / "bases")    # name -> folder
-    runs = run_grid(scaling.base_runs(placement, rates, folders), here.store, here.profile)
+    runs = run_grid(scaling.base_runs(placement, folders), here.store, here.profile)
 
 Each takes as long as notebook 02 with `pretrain` and more, so that only profile `full` has any.
 """

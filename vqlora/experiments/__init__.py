@@ -84,7 +84,7 @@ class Profile(Settings):
         if self.scaling is not None:
             if self.placement is None or self.bits is None:
                 raise ValueError("scaling: needs the sections placement and bits, whose runs it takes up")
-            self.scaling.clip_runs(self.placement, {})       # building them checks clips and arm
+            self.scaling.clip_runs(self.placement)          # building them checks clips and arm
         return self
 
     def _check_bits(self) -> None:

@@ -55,26 +55,24 @@ class ScalingSettings(Settings):
                 raise ValueError(f"{label}: {', '.join(twice)} given twice")
         return self
 
-    def clip_runs(self, placement: PlacementSettings, learning_rates: Mapping[str, float], *,
-                  base: str = "released") -> tuple[RunSettings, ...]:
+    def clip_runs(self, placement: PlacementSettings, *, base: str = "released") -> tuple[RunSettings, ...]:
         """The arm on the first `clips` training clips of each domain, every seed; steps stay the same."""
         many = [count for count in self.clips if count >= placement.train_clips]
         if many:
             raise ValueError(f"clips: {many[0]}; allowed: fewer than placement.train_clips "
                              f"({placement.train_clips})")
         return tuple(run for count in self.clips
-                     for run in self._runs(placement, learning_rates, base=base, train_clips=count))
+                     for run in self._runs(placement, base=base, train_clips=count))
 
-    def base_runs(self, placement: PlacementSettings, learning_rates: Mapping[str, float],
-                  folders: Mapping[str, str]) -> tuple[RunSettings, ...]:
+    def base_runs(self, placement: PlacementSettings, folders: Mapping[str, str]) -> tuple[RunSettings, ...]:
         """The arm on each of these bases (name -> folder), all else as in notebook 09."""
         return tuple(run.model_copy(update={"label": name}) for name, folder in folders.items()
-                     for run in self._runs(placement, learning_rates, base=folder))
+                     for run in self._runs(placement, base=folder))
 
-    def _runs(self, placement, learning_rates, *, base: str, **changed: Any) -> tuple[RunSettings, ...]:
+    def _runs(self, placement, *, base: str, **changed: Any) -> tuple[RunSettings, ...]:
         arms = tuple(arm for arm in placement.arms if (arm.label or arm.arm) == self.arm)
         if not arms:
             raise ValueError(f"arm: {self.arm!r} is no arm of placement; allowed: "
                              + ", ".join(arm.label or arm.arm for arm in placement.arms))
         one = placement.model_copy(update={"arms": arms, **changed})
-        return one.runs(learning_rates, base=base, experiment="10_scaling")
+        return one.runs(base=base, experiment="10_scaling")

@@ -22,10 +22,11 @@ FOLDER = "09_rank_size_and_placement"
 
 
 def placement_table(results: Path) -> Table:
-    """NLL of every arm on every domain, its learning rate, ranks, parameters, memory and FLOPs of a step."""
+    """NLL of every arm on every domain, its ranks, learning rates, parameters, memory and FLOPs of a step."""
     columns = ("domain", "arm", "metric", "value", "low", "high")
     frame = read_csv(results, f"{FOLDER}/summary.csv", columns)
-    rates = read_csv(results, f"{FOLDER}/lr.csv", ("arm", "learning_rate")).set_index("arm")["learning_rate"]
+    rates = read_csv(results, f"{FOLDER}/lr.csv", ("domain", "arm", "learning_rate"))
+    rates = rates.set_index(["arm", "domain"])["learning_rate"]
     bought = _ranks(results)
     cells = frame.set_index(["arm", "metric", "domain"]).sort_index()
     domains, arms = ordered(frame["domain"], DOMAINS), ordered(frame["arm"], PLACEMENT_NAMES)
@@ -37,11 +38,11 @@ def placement_table(results: Path) -> Table:
                    for metric in ("trainable_parameters", "train_bytes", "step_flops"))  # fmt: skip
         losses = (_loss(cells.loc[(arm, "nll", domain)]) for domain in domains)
         ranks = bought.get(arm, arm.removeprefix("rank-"))
-        rows.append((label(arm, PLACEMENT_NAMES), *losses, ranks, format_number(rates[arm], "learning_rate"),
-                     *counted))  # fmt: skip
+        found = (format_number(rates[arm, domain], "learning_rate") for domain in domains)
+        rows.append((label(arm, PLACEMENT_NAMES), *losses, ranks, " / ".join(found), *counted))
     heads = (f"NLL, {label(domain, DOMAINS).lower()}" for domain in domains)
     return Table(
-        ("Adapters", *heads, "Ranks", "Learning rate", "Trainable", "Memory", "FLOPs"), tuple(rows)
+        ("Adapters", *heads, "Ranks", "Learning rates", "Trainable", "Memory", "FLOPs"), tuple(rows)
     )
 
 
