@@ -66,9 +66,9 @@ def _equal(a: pd.Series, b: pd.Series) -> np.ndarray:
     return near | (words[0] == words[1])
 
 
-def _kept_runs(results: Path, notebook: str):
+def _kept_runs(results: Path, notebook: str, file: str = "cost.csv"):
     """The runs of a notebook in the order of its table, read from the kept store."""
-    table, store = pd.read_csv(results / notebook / "cost.csv"), RunStore(results)
+    table, store = pd.read_csv(results / notebook / file), RunStore(results)
     runs = []
     for row in table.to_dict("records"):
         run = store.get(row["key"])
@@ -90,6 +90,15 @@ def _main_tests(results: Path) -> pd.DataFrame:
 
     kept = pd.read_csv(results / "03_main" / "tests.csv")
     return judge(_kept_runs(results, "03_main"), planned_claims(float(kept["margin"].max())))
+
+
+def _more_tests(results: Path) -> pd.DataFrame:
+    from vqlora.experiments import load_profile
+    from vqlora.method_study import judge
+
+    # The bootstrap draws claim after claim: in the order of the profile that they were made with.
+    methods = load_profile("study", Path(__file__).resolve().parents[2]).methods
+    return judge(methods, _kept_runs(results, "03_main", "more_cost.csv"))
 
 
 def _rank_tests(results: Path) -> pd.DataFrame:
@@ -179,6 +188,8 @@ CHECKS = (
     ),  # fmt: skip
     Check("03_main/tests.csv", "the rows per example in runs/", _main_tests, ("runs", "03_main/cost.csv")),
     Check("03_main/tests.csv", "p-values and intervals", _corrected("03_main/tests.csv"), ()),
+    Check("03_main/more_tests.csv", "the rows per example in runs/", _more_tests,
+          ("runs", "03_main/more_cost.csv")),
     Check("03_main/more_tests.csv", "p-values and intervals", _corrected("03_main/more_tests.csv"), ()),
     Check("06_ranks/tests.csv", "the rows per example in runs/", _rank_tests, ("runs", "06_ranks/cost.csv")),
     Check("09_rank_size_and_placement/tests.csv", "p-values and intervals", _placement_tests, ()),
