@@ -22,7 +22,7 @@ from vqlora.store import StoredRun, cost_frame, results_frame
 EXPERIMENT = "03_more"
 NAMES = {
     "full": "full fine-tuning",
-    "lora": "LoRA",
+    "lora": "16-bit LoRA",
     "qlora": "QLoRA",
     "dora": "DoRA",
     "houlsby": "Houlsby adapters",
