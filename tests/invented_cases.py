@@ -44,7 +44,7 @@ def write_general(folder: Path) -> None:
 
 
 def write_qualitative(folder: Path) -> None:
-    kinds = ("right", "missing", "extra", "object", "motion", "order", "style")
+    kinds = ("right", "wrong", "missing", "extra", "object", "motion", "order", "style")
     rows = [(domain, arm, f"{kind}_frac", 0.2, 0.1, 0.3, 10) for domain in ("language", "visual")
             for arm in ("frozen", "full", "lora", "qlora") for kind in kinds]  # fmt: skip
     columns = ["domain", "arm", "metric", "value", "low", "high", "count"]

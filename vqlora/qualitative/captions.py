@@ -25,6 +25,7 @@ Pair = tuple[str, str]
 FACTS = ("missing", "extra", "object", "motion", "order")
 KINDS = {
     "right": "all events right",
+    "wrong": "some event wrong",
     "missing": "an event is missing",
     "extra": "an event too many",
     "object": "wrong object",
@@ -104,7 +105,7 @@ def judged_captions(runs: Sequence[StoredRun]) -> pd.DataFrame:
         for line in examples[examples["task"] == "caption"].to_dict("records"):
             found = faults(parse(line["prediction"]), parse(line["reference"]))
             marks = {kind: int(kind in found) for kind in FACTS}
-            marks |= {"right": int(not found)}
+            marks |= {"right": int(not found), "wrong": int(bool(found))}
             marks |= {"style": int(not in_style(line["prediction"], run.settings.domain))}
             rows.append({
                 "domain": run.settings.domain, "arm": run.settings.method, "seed": run.settings.seed,

@@ -88,7 +88,12 @@ def retrieval_cases(results: Path) -> Figure:
             _strip(panel, strips[found["picture"]], RIGHT if found["right"] else "0.8")
             panel.set_xlabel(textwrap.fill(found["caption"], 48, max_lines=2), fontsize=5.2, labelpad=2)
         text = textwrap.shorten(query["query"], 110, placeholder=" ...")
-        row[0].set_title(f"“{text}”: right clip at rank {query['rank']}", fontsize=6.5, pad=3, loc="left")
+        title = f"“{text}”: right clip at rank {query['rank']}"
+        row[0].set_title(" ", fontsize=6.5, pad=3)           # keeps its height free
+        # wider than its panel, so that the layout must not see it
+        look = {"fontsize": 6.5, "fontweight": "bold", "annotation_clip": False}
+        written = row[0].annotate(title, (0, 1), (0, 3), "axes fraction", "offset points", **look)
+        written.set_in_layout(False)
     return figure
 
 

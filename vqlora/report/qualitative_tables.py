@@ -31,9 +31,7 @@ def failures_table(results: Path) -> Table:
         for arm in arms:
             found = cells.loc[(domain, arm)]
             shares = (format_number(found.loc[name, "value"], name, unit=False) for name in FAULTS)
-            right = found.loc["right_frac"]
-            captions = round(right["count"] / right["value"]) if right["count"] else None
-            wrong = "--" if captions is None else format_number(captions - right["count"], "captions")
+            wrong = format_number(found.loc["wrong_frac", "count"], "captions")
             named = label(domain, DOMAINS) if arm == arms[0] else ""
             rows.append((named, label(arm, ARMS), *shares, wrong))
     return Table(("Domain", "Method", *FAULTS.values(), "Wrong"), tuple(rows), left=2)
