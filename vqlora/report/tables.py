@@ -182,7 +182,8 @@ def base_table(results: Path) -> Table:
     own = wide_table(results, "02_base/validation.csv", heads, {"frames": names})
     stock = read_csv(results, "02_base/stock.csv", ("base", "frames", "metric", "value"))
     wide = stock[stock["base"] == "stock"].pivot(index="frames", columns="metric", values="value")
-    rows = [(f"SmolVLM, {names[view]}", *(format_number(wide.loc[view, m], m) for m in list(heads)[1:]))
+    short = {"uniform": "even", "cover": "covering", "blind": "another's"}
+    rows = [(f"SmolVLM, {short[view]}", *(format_number(wide.loc[view, m], m) for m in list(heads)[1:]))
             for view in names]  # fmt: skip
     return Table(own.head, (*own.rows, None, *rows))
 
