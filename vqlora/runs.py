@@ -175,11 +175,10 @@ def _reporting(settings: RunSettings):
 
 def _module(settings: RunSettings) -> str:
     """Name of the module whose `execute` makes a run: checkpoints of the hub have their own."""
-    if is_hub(settings.base):
-        if settings.generalizes:
-            raise ValueError("languages, also_*: go with the embedded base alone; allowed: none of them")
-        return "vqlora.hub.run"
-    return "vqlora.general.run" if settings.generalizes else "vqlora.train"
+    if is_hub(settings.base) and settings.generalizes:
+        raise ValueError("languages, also_*: go with the embedded base alone; allowed: none of them")
+    own = "vqlora.general.run" if settings.generalizes else "vqlora.train"
+    return "vqlora.hub.run" if is_hub(settings.base) else own
 
 
 def _lacks(store: RunStore, key: str, settings: RunSettings) -> bool:
