@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from vqlora.config import RunSettings, Settings
-from vqlora.settings_file import ConfigError, parse
+from vqlora.experiments.overrides import overridden
 
 JUDGED = ("uniform", "random", "keyframes", "packets", "top-k", "cumulative", "cumulative-coverage",
           "lowbit-cumulative", "lowbit-change", "segments", "diverse", "mmr", "encoder", "oracles")
@@ -61,10 +61,4 @@ class FramesSettings(Settings):
     def _run(self, domain: str, seed: int, **chosen: Any) -> RunSettings:
         chosen |= {"experiment": "07_frames", "domain": domain, "seed": seed, "train_clips": self.train_clips,
                    "eval_clips": self.test_clips, "eval_part": "test"}
-        for key in self.overrides:
-            if key in chosen:
-                raise ValueError(f"overrides: {key!r} is set by the experiment itself")
-        try:
-            return parse(RunSettings, {**chosen, **self.overrides}, "overrides")
-        except ConfigError as fault:
-            raise ValueError(str(fault).splitlines()[0]) from None
+        return overridden(chosen, self.overrides)

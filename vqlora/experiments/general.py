@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vqlora.config import Language, RunSettings, Settings
-from vqlora.settings_file import ConfigError, parse
+from vqlora.experiments.overrides import overridden
 
 LANGUAGES = {"en": "English", "es": "Spanish", "de": "German", "fr": "French", "zh": "Chinese"}
 Task = Literal["captions", "questions", "no-contrast"]
@@ -93,10 +93,4 @@ class GeneralSettings(Settings):
                    "bits": "nf4", "domain": domain, "seed": seed, "learning_rate": rate,
                    "steps": 0 if frozen else self.steps, "train_clips": self.train_clips}
         chosen |= TASKS.get(label, {})
-        for key in self.overrides:
-            if key in chosen:
-                raise ValueError(f"overrides: {key!r} is set by the experiment itself")
-        try:
-            return parse(RunSettings, {**chosen, **self.overrides}, "overrides")
-        except ConfigError as fault:
-            raise ValueError(str(fault).splitlines()[0]) from None
+        return overridden(chosen, self.overrides)

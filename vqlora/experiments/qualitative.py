@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from vqlora.config import RunSettings, Settings
-from vqlora.settings_file import ConfigError, parse
+from vqlora.experiments.overrides import overridden
 
 
 class QualitativeSettings(Settings):
@@ -35,10 +35,4 @@ class QualitativeSettings(Settings):
                   "learning_rate": self.learning_rate, "gate_rate": self.gate_rate,
                   "train_clips": self.train_clips, "eval_clips": self.clips, "eval_part": "test",
                   "base": base, "save_to": save_to or None}
-        for key in self.overrides:
-            if key in chosen:
-                raise ValueError(f"overrides: {key!r} is set by the experiment itself")
-        try:
-            return parse(RunSettings, {**chosen, **self.overrides}, "overrides")
-        except ConfigError as fault:
-            raise ValueError(str(fault).splitlines()[0]) from None
+        return overridden(chosen, self.overrides)
