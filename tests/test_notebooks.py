@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def fake_execute(monkeypatch) -> list[str]:
     """Stands in for Jupyter where only the decision to run is of interest; writes what the cells would."""
     made = []
 
-    def execute(source, output, parameters, root):
+    def execute(source, output, parameters, root, mark=""):
         made.append(source.stem)
         here = notebooks.start(parameters["profile"], source.stem, root)
         (here.results / "runs.csv").write_text(re.sub(r"[^=]", "", source.read_text()))
@@ -244,3 +245,48 @@ def test_a_profile_without_a_section_leaves_its_notebook_out_and_says_so_when_as
 def test_every_notebook_has_a_cost_in_every_profile():
     for profile in (ROOT / "configs").glob("*.yaml"):
         assert set(steps.planned(profile.stem, ROOT)) <= set(load_profile(profile.stem, ROOT).expected_s)
+
+
+def test_notebooks_made_at_once_wait_for_those_they_build_on(checkout, monkeypatch):
+    for name in ("00_tour", "04_cost", "08_bits", "13_architectures", "90_figures", "91_tables"):
+        notebook(checkout, name, "pass")
+    turn, running, seen = threading.Lock(), set(), []
+
+    def execute(source, output, parameters, root, mark=""):
+        with turn:
+            running.add(source.stem)
+            seen.append((source.stem, set(running)))
+        time.sleep(0.05)
+        with turn:
+            running.discard(source.stem)
+        output.write_text("{}")
+        return "cell 2: it fails" if source.stem == fails else ""
+
+    monkeypatch.setattr(steps, "execute", execute)
+    todo = steps.steps(["00", "03", "04", "08", "13", "90", "91"], "cpu", checkout)
+    todo = [step for step in todo if step.path.is_file()]
+    fails = None
+    steps.make(todo, at_once=2)
+    order = [name for name, _ in seen]
+    assert sorted(order) == sorted(step.name for step in todo)
+    assert max(len(others) for _, others in seen) == 2
+    at = {name: order.index(name) for name in order}
+    assert at["01_data"] < at["03_main"] < min(at["04_cost"], at["08_bits"])
+    assert all(not others & {"01_data", "03_main"} for name, others in seen if name in ("04_cost", "08_bits"))
+    assert order[-2:] == ["90_figures", "91_tables"] and seen[-1][1] == {"91_tables"}
+
+    fails, seen[:] = "03_main", []
+    with pytest.raises(notebooks.NotebookError, match="03_main.ipynb: cell 2: it fails"):
+        steps.make(todo, force=True, at_once=2)
+    assert not {"04_cost", "08_bits", "91_tables"} & {name for name, _ in seen}
+    assert not running, "what ran beside the failing one has ended"
+
+
+def test_lines_of_two_notebooks_are_marked_and_do_not_mix(checkout, capfd):
+    said = "import sys\nprint('one\\ntwo', end='')\nprint('\\r1/2\\r2/2', file=sys.stderr)"
+    notebook(checkout, "13_architectures", said)
+    todo = steps.steps(["01", "13"], "cpu", checkout)
+    steps.make(todo, at_once=2)
+    shown = capfd.readouterr()
+    assert {"[01] words on stdout", "[13] one", "[13] two"} <= set(shown.out.splitlines())
+    assert "[13] 2/2" in shown.err.splitlines() and "1/2" not in shown.err

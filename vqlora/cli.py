@@ -184,7 +184,7 @@ def _notebook(chosen: argparse.Namespace) -> int:
     wanted = chosen.notebooks or planned(chosen.profile, root)
     todo = steps(wanted, chosen.profile, root, pretrain=chosen.pretrain or None)
     with lock(root / "build" / chosen.profile / "lock", "vqlora notebook"):
-        make(todo, force=chosen.force)
+        make(todo, force=chosen.force, at_once=todo[0].here.profile.at_once)
     return 0
 
 

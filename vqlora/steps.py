@@ -10,15 +10,17 @@ import ast
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vqlora.console import duration, say
+from vqlora.execution import execute
 from vqlora.experiments import Profile, load_profile
 from vqlora.identity import PACKAGE, code_hash, data_hash, digest, file_hash, imports_of, tree_hash
 from vqlora.notebooks import Here, NotebookError
@@ -33,6 +35,9 @@ NEEDS = {**dict.fromkeys(_ON_DATA, ("01_data",)), "01_data": (), "04_cost": ("03
          "12_qualitative": ("03_main",), "13_architectures": (),
          "10_scaling": ("03_main", "06_ranks", "07_frames", "08_bits", "09_rank_size_and_placement"),
          "90_figures": _DRAWN, "91_tables": (*_DRAWN, "13_architectures")}
+# What a notebook comes after where both are made, without building on it: it takes up runs, or writes beside.
+_PAPER = ("90_figures", "91_tables")
+AFTER = {"08_bits": ("03_main",), "91_tables": ("90_figures",)}
 # Parts of a profile that a notebook reads beside its name; all of them where nothing is said.
 _RUNS = ("data", "base")                                     # of those that train
 READS = {"01_data": {"data"}, "02_base": {*_RUNS, "stock"}, "03_main": {*_RUNS, "main", "methods"},
@@ -107,7 +112,9 @@ class Step:
 
     def outputs(self, since_ns: int) -> dict[str, str]:
         """Hash of each file its folders got since `since_ns` and, for 01, of each data set."""
-        folders = [self.here.build / "results" / self.name, self.here.build / "paper"]
+        folders = [self.here.build / "results" / self.name]
+        if self.name in _PAPER:
+            folders.append(self.here.build / "paper")
         files = [path for folder in folders for path in folder.rglob("*") if path.suffix in OUTPUTS]
         found = [path.relative_to(self.here.build).as_posix() for path in files
                  if path.is_file() and path.stat().st_mtime_ns >= since_ns]
@@ -122,14 +129,18 @@ class Step:
         except (OSError, ValueError, KeyError):
             return self.here.profile.expected_s.get(self.name)
 
-    def run(self) -> None:
-        """Execute the notebook, its output shown as it comes. Raises NotebookError with the failing line."""
+    def run(self, *, apart: bool = False) -> None:
+        """Execute the notebook, its output shown as it comes, or line by line with its number if `apart`.
+
+        Raises NotebookError with the failing line.
+        """
         began, began_ns, key = time.time(), time.time_ns(), self.key()
         done = self.here.build / "notebooks" / f"{self.name}.ipynb"
         partial, failed = done.with_suffix(".part.ipynb"), done.with_suffix(".failed.ipynb")
         done.parent.mkdir(parents=True, exist_ok=True)
         self.stamp.unlink(missing_ok=True)
-        fault = execute(self.path, partial, self.parameters, self.here.root)
+        fault = execute(self.path, partial, self.parameters, self.here.root,
+                        mark=f"[{self.name[:2]}] " if apart else "")
         if fault:
             if partial.exists():
                 partial.replace(failed)
@@ -190,59 +201,49 @@ def steps(wanted: list[str], profile: str, root: Path, *, pretrain: bool | None 
     return [Step(Here(root, settings, name), {"profile": profile, **extra.get(name, {})}) for name in order]
 
 
-def make(todo: list[Step], *, force: bool = False) -> None:
-    """Run the steps that are out of date, in order, with the time still expected. Raises NotebookError."""
+def make(todo: list[Step], *, force: bool = False, at_once: int = 1) -> None:
+    """Run the steps that are out of date, `at_once` of them at a time, each after those it builds on.
+
+    Raises NotebookError where one fails, after the others that were running have ended.
+    """
     stale = [step for step in todo if force or not step.up_to_date()]
     guesses = [step.expected_s() or 0.0 for step in stale]
     if stale:
-        say(f"to make: {', '.join(step.name for step in stale)}; about {duration(sum(guesses))} in all")
-    for step in todo:
-        # Asked again here: a step before may have changed what this one builds on, or left it as it was.
-        if not force and step.up_to_date():
-            say(f"{step.name}: up to date")
-            continue
-        guess = step.expected_s()
-        say(f"{step.name}: running" + (f", about {duration(guess)}" if guess else ""))
-        began = time.monotonic()
-        step.run()
-        say(f"{step.name}: done in {duration(time.monotonic() - began)}")
+        about = duration(sum(guesses) / at_once)
+        say(f"to make: {', '.join(step.name for step in stale)}; about {about} in all")
+    if at_once == 1:
+        for step in todo:
+            _make(step, force)
+        return
+    waiting, running, ended = list(todo), {}, set()
+    # Papermill changes this process's folder to the notebook's: all of them shall have one.
+    with chdir(todo[0].here.root), ThreadPoolExecutor(at_once) as pool:
+        while waiting or running:
+            free = [step for step in waiting if not _earlier(step, todo) - ended]
+            for step in free[:at_once - len(running)]:
+                waiting.remove(step)
+                running[pool.submit(_make, step, force, apart=True)] = step.name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                ended.add(running.pop(future))
 
 
-def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Path) -> str:
-    """Run a notebook in the folder `root`, writing `output`; "" or, if a cell failed, how."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"              # this environment's kernel
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")    # plain progress bars are meant
-    declared = parameter_names(source)
-    unknown = sorted(set(parameters) - set(declared))        # papermill would only warn of these
-    if unknown:
-        return f"its parameters cell sets {', '.join(declared) or 'nothing'}, but not {', '.join(unknown)}"
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
-    sockets = Config({"KernelManager": {"transport": "ipc"}})    # files, not ports: no other user can connect
-    try:
-        papermill.execute_notebook(str(source), str(output), parameters=dict(parameters), cwd=str(root),
-                                   progress_bar=False, log_output=False, stdout_file=sys.stdout,
-                                   stderr_file=sys.stderr, kernel_name="python3", language="python",
-                                   autosave_cell_every=0, config=sockets)
-    except PapermillExecutionError as fault:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", str(fault)).strip()
-        return f"cell {fault.exec_count}: {text.splitlines()[-1]}"
-    except DeadKernelError:
-        return "its process was killed (out of memory?)"
-    return ""
+def _make(step: Step, force: bool, *, apart: bool = False) -> None:
+    """Run one step if it is out of date. Asked at its turn: one before may have changed what it builds on."""
+    if not force and step.up_to_date():
+        say(f"{step.name}: up to date")
+        return
+    guess = step.expected_s()
+    say(f"{step.name}: running" + (f", about {duration(guess)}" if guess else ""))
+    began = time.monotonic()
+    step.run(apart=apart)
+    say(f"{step.name}: done in {duration(time.monotonic() - began)}")
 
 
-def parameter_names(path: Path) -> list[str]:
-    """Names that the cell tagged `parameters` sets."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
-    trees = [ast.parse("".join(cell["source"])) for cell in tagged]
-    return [node.id for tree in trees for node in ast.walk(tree)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+def _earlier(step: Step, todo: list[Step]) -> set[str]:
+    """Those of `todo` that come before this one."""
+    named = {*needs(step.name, step.here.profile), *AFTER.get(step.name, ())}
+    return named & {other.name for other in todo}
 
 
 def about(path: Path) -> tuple[str, str]:

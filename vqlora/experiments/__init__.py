@@ -57,6 +57,7 @@ class Profile(Settings):
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
+    at_once: int = Field(1, ge=1)                            # notebooks; times they measure then mean little
     expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
 
     @model_validator(mode="after")
