@@ -257,16 +257,37 @@ def project(tmp_path_factory) -> Path:
     return root
 
 
+SHORT = r"""
+\section{Results}\label{sec:short} NLL \vq{main.language.qlora.nll} in Section~\ref{sec:short}, after \citet{%s}.
+\begin{table}\caption{A table.}\label{tab:short}\fitted{\resulttable{main}}\end{table}
+\begin{figure}\includegraphics[width=\linewidth]{quality_memory}\caption{A figure.}\label{fig:short}\end{figure}
+"""
+
+
+@pytest.fixture
+def short(project, tmp_path, monkeypatch) -> Path:
+    """That checkout with a paper of one page: all of LaTeX in seconds. `make smoke` compiles the real text."""
+    from vqlora.report import plots
+
+    monkeypatch.setattr(plots, "FIGURES", {"quality_memory": plots.FIGURES["quality_memory"]})
+    root = shutil.copytree(project, tmp_path / "project")
+    for path in (root / "paper" / "sections").glob("*.tex"):
+        path.write_text("")
+    entry = re.search(r"^@\w+\{([^,]+),", (PAPER / "references.bib").read_text(encoding="utf-8"), flags=re.M)
+    (root / "paper" / "sections" / "results.tex").write_text(SHORT % entry[1])
+    return root
+
+
 @needs_latex
-def test_pdf_is_byte_identical_stamped_and_not_built_twice(project):
-    pdf = build_pdf("made-up", project)
+def test_pdf_is_byte_identical_stamped_and_not_built_twice(short):
+    pdf = build_pdf("made-up", short)
     first, when = pdf.read_bytes(), pdf.stat().st_mtime_ns
-    assert pdf == project / "build" / "made-up" / "paper" / "main.pdf" and first.startswith(b"%PDF")
-    assert build_pdf("made-up", project).stat().st_mtime_ns == when, "nothing changed, nothing is built"
+    assert pdf == short / "build" / "made-up" / "paper" / "main.pdf" and first.startswith(b"%PDF")
+    assert build_pdf("made-up", short).stat().st_mtime_ns == when, "nothing changed, nothing is built"
     assert not list(pdf.parent.glob(".latex-*"))
     pdf.write_bytes(b"%PDF tampered")
-    assert build_pdf("made-up", project).read_bytes() == first
-    assert sorted(path.name for path in (project / "paper").iterdir()) == sorted(
+    assert build_pdf("made-up", short).read_bytes() == first
+    assert sorted(path.name for path in (short / "paper").iterdir()) == sorted(
         path.name for path in PAPER.iterdir() if path.name != "generated"
     ), "the sources stay as they are"
 
@@ -301,9 +322,8 @@ def test_a_sentence_takes_the_words_of_its_verdict_and_none_states_what_is_denie
 
 
 @needs_latex
-def test_unknown_key_and_bad_verdict_stop_with_file_line_and_key(project, tmp_path):
-    root = shutil.copytree(project, tmp_path / "project")
-    section = root / "paper" / "sections" / "conclusion.tex"
+def test_unknown_key_and_bad_verdict_stop_with_file_line_and_key(short):
+    section = short / "paper" / "sections" / "conclusion.tex"
     before = section.read_text()
     section.write_text(before + "\n\\vq{main.language.qlora.nil}\n")
     line = section.read_text().splitlines().index(r"\vq{main.language.qlora.nil}") + 1
@@ -312,13 +332,13 @@ def test_unknown_key_and_bad_verdict_stop_with_file_line_and_key(project, tmp_pa
         match=rf"conclusion\.tex, line {line}: .*Unknown results key "
         r"'main\.language\.qlora\.nil'",
     ):
-        build_pdf("made-up", root)
+        build_pdf("made-up", short)
     section.write_text(before + "\n\\vqcase{main.language.qlora.nll}{a}{b}{c}\n")
     with pytest.raises(PaperError, match=r"'0\.748', not a verdict"):
-        build_pdf("made-up", root)
+        build_pdf("made-up", short)
     section.write_text(before + "\n\\citep{nobody2020}\n")
     with pytest.raises(PaperError, match="nobody2020"):
-        build_pdf("made-up", root)
+        build_pdf("made-up", short)
 
 
 def test_missing_results_are_named(project, tmp_path, monkeypatch):
