@@ -109,6 +109,24 @@ def _rank_tests(results: Path) -> pd.DataFrame:
     return judge(_kept_runs(results, "06_ranks"), rank_claims(float(kept["margin"].max())))
 
 
+def _placement_tests(results: Path) -> pd.DataFrame:
+    from vqlora.placement_study import corrected
+
+    return corrected(pd.read_csv(results / "09_rank_size_and_placement" / "tests.csv"))
+
+
+def _arms_by_cost(results: Path) -> pd.DataFrame:
+    from vqlora.scaling_study import arms_by_cost
+
+    return arms_by_cost(results)
+
+
+def _fronts(results: Path) -> pd.DataFrame:
+    from vqlora.scaling_study import fronts
+
+    return fronts(pd.read_csv(results / "10_scaling" / "pareto.csv"))
+
+
 def _failures(results: Path) -> pd.DataFrame:
     from vqlora.qualitative.captions import failure_table, judged_captions
 
@@ -174,9 +192,15 @@ CHECKS = (
           ("runs", "03_main/more_cost.csv")),
     Check("03_main/more_tests.csv", "p-values and intervals", _corrected("03_main/more_tests.csv"), ()),
     Check("06_ranks/tests.csv", "the rows per example in runs/", _rank_tests, ("runs", "06_ranks/cost.csv")),
+    Check("09_rank_size_and_placement/tests.csv", "p-values and intervals", _placement_tests, ()),
+    Check("10_scaling/pareto.csv", "runs, costs and summaries of 03, 06, 08 and 09", _arms_by_cost,
+          ("03_main/summary.csv", "09_rank_size_and_placement/summary.csv")),  # fmt: skip
+    Check("10_scaling/fronts.csv", "pareto.csv", _fronts, ("10_scaling/pareto.csv",)),
     Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
     Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),
     Check("07_frames/summary.csv", "policies.csv", _frames_summary, ("07_frames/policies.csv",)),
+    Check("11_generalization/tests.csv", "p-values and intervals",
+          _corrected("11_generalization/tests.csv", "family"), ()),
     Check("12_qualitative/failures.csv", "the rows per example in runs/", _failures,
           ("runs", "03_main/cost.csv"), slow=True),
     Check("lr.csv", "03_main/sweep.csv", _rates, ("03_main/sweep.csv",)),
