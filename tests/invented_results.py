@@ -145,6 +145,8 @@ def _gates(folder: Path) -> None:
     claims = [("primary", domain, f"rank_vs_{b}", gain) for domain in ("inserts", "cutaways")
               for b, gain in (("plain", 0.2), ("constant", 0.19), ("shuffled", 0.01))]  # fmt: skip
     claims += [("arms", "cutaways", "shuffled_vs_plain", 0.19)]
+    claims += [("arms", domain, pair, 0.02) for domain in ("inserts", "cutaways")
+               for pair in ("segments_vs_rank", "rank+segments_vs_segments")]  # fmt: skip
     claims += [("domains", "degraded", "rank_vs_plain", -0.01)]
     verdicts = ["supported" if gain > 0.1 else "undecided" for *_, gain in claims]
     tests = pd.DataFrame(claims, columns=["family", "domain", "comparison", "value"])

@@ -83,10 +83,10 @@ def test_another_key_in_a_sentence_is_caught(checkout):
 def test_changed_claims_tolerances_and_new_files_are_caught(checkout):
     replace(checkout / "paper" / "claims.yaml", "at_least: 0.60", "at_least: 0.20")
     replace(checkout / "results" / "tolerances.toml", "spread = 0.08", "spread = 8")
-    (checkout / "results" / "10_scaling").mkdir()
-    (checkout / "results" / "10_scaling" / "summary.csv").write_text("metric,value\nnll,1\n")
+    (checkout / "results" / "99_new").mkdir()
+    (checkout / "results" / "99_new" / "summary.csv").write_text("metric,value\nnll,1\n")
     assert [fault.split(":")[0] for fault in seal_faults(checkout)] == [
-        "paper/claims.yaml", "results/10_scaling/summary.csv", "results/tolerances.toml"]  # fmt: skip
+        "paper/claims.yaml", "results/99_new/summary.csv", "results/tolerances.toml"]  # fmt: skip
 
 
 def regenerated(

@@ -27,7 +27,7 @@ from vqlora.notebooks import Here, NotebookError
 from vqlora.store import whole_file
 
 _DRAWN = ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks", "07_frames", "08_bits",
-          "12_qualitative")
+          "09_rank_size_and_placement", "10_scaling", "11_generalization", "12_qualitative")
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 _ON_DATA = ("00_tour", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames", "08_bits",
             "09_rank_size_and_placement", "11_generalization", "14_checkpoints")

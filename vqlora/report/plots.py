@@ -26,11 +26,13 @@ from vqlora.report.bit_plots import bits_quality, planner  # noqa: E402
 from vqlora.report.cells import ARMS, DOMAINS, METRICS, ordered, read_csv  # noqa: E402
 from vqlora.report.cost_plots import COST_FIGURES  # noqa: E402
 from vqlora.report.gate_plots import GATE_FIGURES  # noqa: E402
+from vqlora.report.general_plots import GENERAL_FIGURES  # noqa: E402
 from vqlora.report.keys import ResultsError  # noqa: E402
 from vqlora.report.method_figure import method  # noqa: E402
 from vqlora.report.qualitative_plots import QUALITATIVE_FIGURES  # noqa: E402
 from vqlora.report.rank_plots import RANK_FIGURES  # noqa: E402
 from vqlora.report.samples import read_samples  # noqa: E402
+from vqlora.report.scaling_plots import SCALING_FIGURES  # noqa: E402
 
 STYLE = Path(__file__).resolve().parents[2] / "figures" / "vqlora.mplstyle"
 MARKS = {
@@ -253,8 +255,10 @@ def gates_over_frames(
 FIGURES: dict[str, Callable[[Path], Figure]] = {
     "bits_quality": bits_quality,
     **GATE_FIGURES,
+    **GENERAL_FIGURES,
     **QUALITATIVE_FIGURES,
     **RANK_FIGURES,
+    **SCALING_FIGURES,
     "frame_policies": frame_policies,
     "quality_memory": quality_memory,
     "learning_rates": learning_rates,

@@ -16,14 +16,17 @@ from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
 from vqlora.report.cost_tables import COST_TABLES
 from vqlora.report.gate_tables import GATE_TABLES
+from vqlora.report.general_tables import GENERAL_TABLES
 from vqlora.report.keys import (
     format_interval,
     format_number,
     latex_text,
 )
 from vqlora.report.method_tables import METHOD_TABLES, swept_table
+from vqlora.report.placement_tables import PLACEMENT_TABLES
 from vqlora.report.qualitative_tables import QUALITATIVE_TABLES
 from vqlora.report.rank_tables import RANK_TABLES
+from vqlora.report.scaling_tables import SCALING_TABLES
 
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
 
@@ -309,11 +312,14 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "fuzz": fuzz_table,
     "gate_size": gate_size_table,
     **GATE_TABLES,
+    **GENERAL_TABLES,
     **QUALITATIVE_TABLES,
     "main": main_table,
     **METHOD_TABLES,
+    **PLACEMENT_TABLES,
     **RANK_TABLES,
     "rates": rates_table,
+    **SCALING_TABLES,
     "settings": settings_table,
     "sweep": sweep_table,
     "tests": tests_table,
