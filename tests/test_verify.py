@@ -142,6 +142,26 @@ def test_another_profile_is_compared_where_that_makes_sense(checkout):
     assert len(faults_of(made, checkout)) == 1
 
 
+def test_a_profile_as_a_whole_is_held_against_its_own_kind_alone(checkout):
+    (checkout / "results" / "07_frames" / "fuzz.csv").unlink()  # invented, without what names its rows
+    made = regenerated(checkout, notebook="07_frames")
+    path = made / "07_frames" / "summary.csv"
+    lines = path.read_text().splitlines()
+    row = next(n for n, line in enumerate(lines) if line.startswith("overall,") and ",cells," in line)
+    lines[row] = lines[row].rpartition(",")[0] + ",7"
+    path.write_text("\n".join(lines) + "\n")
+    assert len(faults_of(made, checkout)) == 1, "the same profile counts the same cells"
+
+    def settings(folder: Path, value: str):
+        manifest = folder / "07_frames" / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "settings": value}))
+
+    settings(made, "now"), settings(checkout / "results", "now")
+    assert len(faults_of(made, checkout)) == 1
+    settings(checkout / "results", "before")
+    assert faults_of(made, checkout) == [], "a profile of that name, but with other settings since"
+
+
 def test_tolerances_are_read_strictly_and_leave_no_cell_without_a_rule(tmp_path):
     path = tmp_path / "tolerances.toml"
     path.write_text('[[rule]]\nfiles = ["*"]\nkind = "near"\nwhy = "for this test"\n')

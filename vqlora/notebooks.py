@@ -13,7 +13,7 @@ from typing import Any
 
 from vqlora.config import swept_rates
 from vqlora.experiments import Profile, load_profile
-from vqlora.identity import provenance
+from vqlora.identity import digest, provenance
 from vqlora.store import RunStore, cost_frame, results_frame, write_results
 
 
@@ -75,8 +75,12 @@ class Here:
         write_results(self.results, runs, cost, self.manifest(**more))
 
     def manifest(self, **more: Any) -> dict[str, Any]:
-        """Provenance of this notebook's results; `more` is added."""
-        return provenance(self.root, notebook=self.name, profile=self.profile.name, **more)
+        """Provenance of this notebook's results; `more` is added.
+
+        Results under equal `settings` are of one kind, whatever the profiles are called.
+        """
+        read = digest(self.profile.read_by(self.name))
+        return provenance(self.root, notebook=self.name, profile=self.profile.name, settings=read, **more)
 
 
 def start(profile: str, name: str, root: str | Path | None = None) -> Here:

@@ -38,15 +38,6 @@ NEEDS = {**dict.fromkeys(_ON_DATA, ("01_data",)), "01_data": (), "04_cost": ("03
 # What a notebook comes after where both are made, without building on it: it takes up runs, or writes beside.
 _PAPER = ("90_figures", "91_tables")
 AFTER = {"08_bits": ("03_main",), "91_tables": ("90_figures",)}
-# Parts of a profile that a notebook reads beside its name; all of them where nothing is said.
-_RUNS = ("data", "base")                                     # of those that train
-READS = {"01_data": {"data"}, "02_base": {*_RUNS, "stock"}, "03_main": {*_RUNS, "main", "methods"},
-         "04_cost": {"cost"}, "05_temporal": {*_RUNS, "temporal"}, "06_ranks": {*_RUNS, "ranks"},
-         "07_frames": {*_RUNS, "frames"}, "08_bits": {*_RUNS, "bits"},
-         "09_rank_size_and_placement": {*_RUNS, "placement"},
-         "10_scaling": {*_RUNS, "bits", "placement", "scaling"}, "11_generalization": {*_RUNS, "general"},
-         "12_qualitative": {*_RUNS, "main", "qualitative"}, "13_architectures": {"classes"},
-         "14_checkpoints": {"data", "hub", "card"}}
 # The section of a profile that a notebook is about, `main` where nothing is said: a profile without it leaves
 # the notebook out.
 SECTIONS = {"01_data": "data", "04_cost": "cost", "05_temporal": "temporal", "06_ranks": "ranks",
@@ -89,9 +80,8 @@ class Step:
         profile = self.here.profile
         built_on = {need: _tree(self.here.build / "results" / need) for need in needs(self.name, profile)}
         files = {path.as_posix(): file_hash(self.here.root / path) for path in _inputs(self.here)}
-        parts = {"name"} | READS.get(self.name, {*_RUNS, "main"})
-        settings = profile.model_dump(mode="json", include=parts)
-        return digest([tree_hash(tree) for tree in trees], code, built_on, files, settings,
+        return digest([tree_hash(tree) for tree in trees], code, built_on, files,
+                      profile.read_by(self.name, also=["name"]),
                       dict(self.parameters if parameters is None else parameters))
 
     def up_to_date(self) -> bool:

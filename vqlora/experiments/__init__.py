@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -32,6 +33,16 @@ __all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "B
            "CostSettings", "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings",
            "PlacementSettings", "Profile", "QualitativeSettings", "RankSettings", "ScalingSettings",
            "TemporalSettings", "load_profile"]
+
+# Parts of a profile that a notebook reads beside its name; all of them where nothing is said.
+_RUNS = ("data", "base")                                     # of those that train
+READS = {"01_data": {"data"}, "02_base": {*_RUNS, "stock"}, "03_main": {*_RUNS, "main", "methods"},
+         "04_cost": {"cost"}, "05_temporal": {*_RUNS, "temporal"}, "06_ranks": {*_RUNS, "ranks"},
+         "07_frames": {*_RUNS, "frames"}, "08_bits": {*_RUNS, "bits"},
+         "09_rank_size_and_placement": {*_RUNS, "placement"},
+         "10_scaling": {*_RUNS, "bits", "placement", "scaling"}, "11_generalization": {*_RUNS, "general"},
+         "12_qualitative": {*_RUNS, "main", "qualitative"}, "13_architectures": {"classes"},
+         "14_checkpoints": {"data", "hub", "card"}}
 
 
 class Profile(Settings):
@@ -87,6 +98,11 @@ class Profile(Settings):
                 raise ValueError("scaling: needs the sections placement and bits, whose runs it takes up")
             self.scaling.clip_runs(self.placement)          # building them checks clips and arm
         return self
+
+    def read_by(self, notebook: str, *, also: Iterable[str] = ()) -> dict[str, Any]:
+        """What of this profile a notebook's results depend on, less what is as it is by default."""
+        parts = READS.get(notebook, {*_RUNS, "main"}) | set(also)
+        return self.model_dump(mode="json", include=parts, exclude_defaults=True)
 
     def _check_bits(self) -> None:
         wanted, have = self.bits.source_clips + self.bits.calibration_clips, self._rendered().get("source")

@@ -44,11 +44,25 @@ class Rule(Settings):
         return self
 
 
+class Whole(Settings):
+    """Rows about all arms, domains and seeds that a profile has, by what is in their names: another's differ."""
+
+    files: tuple[str, ...]
+    rows: tuple[str, ...] = ()  # all rows of these files where none is named
+    why: str = Field(min_length=10)
+
+
 class Tolerances(Settings):
-    """The file: what names a row of a file, and the rules, first match first."""
+    """The file: what names a row, the rules, first match first, and which rows are of one profile alone."""
 
     rows: dict[str, tuple[str, ...]] = {}
     rule: tuple[Rule, ...]
+    whole: tuple[Whole, ...] = ()
+
+    def is_whole(self, file: str, key: tuple) -> bool:
+        """Whether a row tells of a whole profile, so that another profile's cannot be held against it."""
+        fits = [w for w in self.whole if any(fnmatchcase(file, p) for p in w.files)]
+        return any(not w.rows or set(w.rows) & set(key) for w in fits)
 
     def of(self, file: str, metric: str) -> Rule:
         """The first rule that fits. Raises ConfigError if none does."""
@@ -141,7 +155,7 @@ def _compare_row(out, name, key, mine, theirs, rows, tolerances, same, alike) ->
         kind = rule.kind
         if kind == "numeric" and not alike:
             kind = "statistical"
-        if kind == "exact" and not same:
+        if not same and (kind == "exact" or tolerances.is_whole(name, key)):
             kind = "other profile"
         out.cells[kind] = out.cells.get(kind, 0) + 1
         if kind in ("machine", "other profile") or mine[column] == reference:
@@ -209,12 +223,17 @@ def _say(key: tuple) -> str:
 
 
 def _likeness(found: Path, reference: Path) -> tuple[bool, bool]:
-    """Whether two notebooks' results are of one profile, and of one kind of machine."""
-    both = []
+    """Whether two notebooks' results are of one profile, and of one kind of machine.
+
+    Profiles of one name may have changed: where both manifests hold a hash of the settings, that decides.
+    """
+    both, settings = [], []
     for folder in (found, reference):
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return True, False
+        settings.append(manifest.get("settings"))
         both.append([manifest.get(name) for name in LIKE] + [manifest.get("versions", {}).get("torch")])
-    return both[0][0] == both[1][0], both[0] == both[1]
+    same = settings[0] == settings[1] if all(settings) else both[0][0] == both[1][0]
+    return same, same and both[0][1:] == both[1][1:]
