@@ -48,6 +48,7 @@ class Claim(Settings):
     tolerance: float = Field(0.0, ge=0)  # of both bounds, in the unit of the number
     why: str = ""  # the reason of the tolerance
     needs: str | None = None  # the results file without which it was not run
+    profile: str | None = None  # that runs it, where the notebook's results are of another one
 
     @model_validator(mode="after")
     def _is_whole(self) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from vqlora.console import duration
 from vqlora.experiments import load_profile
 from vqlora.files import write_atomic
 from vqlora.report.cells import Table, read_csv
-from vqlora.report.claims import judge_claims, load_claims
+from vqlora.report.claims import Claim, judge_claims, load_claims
 from vqlora.report.keys import format_number, gpu_status
 from vqlora.report.tables import TABLES
 
@@ -44,17 +45,27 @@ def gpu_table(results: Path) -> Table:
 def claims_map(results: Path) -> Table:
     """Every claim of `paper/claims.yaml`: what was found, verdict, notebook, the time that takes, key.
 
-    The time is what the profile `cpu` states, or `full` where that alone runs the notebook.
+    The time is what the profile states that the results are of, or `full` where that alone runs the notebook.
     """
-    root, rows = Path(results).parent, []
-    costs = [load_profile(name, root).expected_s for name in ("full", "cpu")]
-    known = {**costs[0], **costs[1]}
-    for judged in judge_claims(load_claims(root / "paper" / "claims.yaml"), Path(results)):
-        notebook, claim = judged.claim.notebook, judged.claim
-        cost = duration(known[notebook]) if notebook in known else "--"
+    results = Path(results)
+    root, rows = results.parent, []
+    for judged in judge_claims(load_claims(root / "paper" / "claims.yaml"), results):
+        claim = judged.claim
         key = rf"`{claim.key}`" + (rf" against `{claim.against}`" if claim.against else "")
-        rows.append((claim.claim, judged.found, judged.verdict, notebook, cost, key.replace("_", r"\_")))
+        rows.append((claim.claim, judged.found, judged.verdict, claim.notebook, _cost(claim, results),
+                     key.replace("_", r"\_")))  # fmt: skip
     return Table(("Claim", "Found", "Verdict", "Notebook", "Takes", "Key"), tuple(rows), left=6)
+
+
+def _cost(claim: Claim, results: Path) -> str:
+    """Stated time of a claim's notebook, with the profile's name where that is not the default."""
+    manifest = results / claim.notebook / "manifest.json"
+    made = json.loads(manifest.read_text(encoding="utf-8"))["profile"] if manifest.is_file() else "full"
+    name = claim.profile or made
+    seconds = load_profile(name, results.parent).expected_s.get(claim.notebook)
+    if seconds is None:
+        return "--"
+    return duration(seconds) + ("" if name == "cpu" else f", `{name}`")
 
 
 README_TABLES = {**TABLES, "claims": claims_map, "gpu": gpu_table, "kills": kills_table}

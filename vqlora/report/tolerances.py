@@ -45,7 +45,7 @@ class Rule(Settings):
 
 
 class Whole(Settings):
-    """Rows about all arms, domains and seeds that a profile has, by what is in their names: another's differ."""
+    """Rows about all arms, domains and seeds that a profile has, by what is in their names."""
 
     files: tuple[str, ...]
     rows: tuple[str, ...] = ()  # all rows of these files where none is named
