@@ -35,7 +35,7 @@ def run(label, domain, nll, seed, learning_rate=1e-2) -> Run:
         learning_rate=learning_rate, train_clips=9, eval_clips=30, **budget,
     )  # fmt: skip
     ranks = {"vision": (5, 0, 0), "fusion": (0, 40, 0), "text": (0, 0, 7)}.get(label)
-    given = {f"rank.{n}": float(r) for n, r in zip(LAYERS, ranks, strict=True)} if ranks else {}
+    given = {f"rank.{n}": float(r) for n, r in zip(LAYERS, ranks, strict=True) if r} if ranks else {}
     return Run(label, settings, {"nll": nll, **given}, {"trainable_parameters": 880.0}, {}, None)
 
 

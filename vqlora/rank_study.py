@@ -44,10 +44,11 @@ def further_claims(methods: Sequence[str]) -> list[dict]:
 def ranks_of(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """The rank of every layer at the end of every run: domain, arm, seed, place, layer, modality, rank.
 
-    place: number of the layer in the model's order.
+    place: number of the layer in the model's order, as far as one run has them all; others come behind.
     """
     found = {id(run): _ranks(run) for run in runs}
-    order, rows = max(found.values(), key=len, default={}), []
+    longest_first = sorted(found.values(), key=len, reverse=True)
+    order, rows = list(dict.fromkeys(layer for own in longest_first for layer in own)), []
     for run in runs:
         named = (run.settings.domain, run.settings.method, run.settings.seed)
         own = found[id(run)]
