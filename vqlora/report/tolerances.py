@@ -155,6 +155,8 @@ def _compare_row(out, name, key, mine, theirs, rows, tolerances, same, alike) ->
         kind = rule.kind
         if kind == "numeric" and not alike:
             kind = "statistical"
+        if kind == "statistical" and rule.kind == "numeric" and _is_text(reference):
+            kind = "machine"  # words of a model that was trained elsewhere
         if not same and (kind == "exact" or tolerances.is_whole(name, key)):
             kind = "other profile"
         out.cells[kind] = out.cells.get(kind, 0) + 1
@@ -189,6 +191,10 @@ def _half(row: Mapping) -> float:
 def _near(mine: str, reference: str, allowed: float) -> bool:
     a, b = _number(mine), _number(reference)
     return mine == reference if a is None or b is None else abs(a - b) <= allowed
+
+
+def _is_text(cell: str) -> bool:
+    return cell not in ("", "True", "False") and _number(cell) is None
 
 
 def _number(text: str) -> float | None:
