@@ -99,9 +99,9 @@ def pareto(results: Path) -> Figure:
             panel.set_xscale("log")
             panel.minorticks_off()
             _ticks(panel, own[cost] / divisor)
-            panel.margins(x=0.08, y=0.15)
+            panel.margins(x=0.08, y=0.2)
             low, high = (own[cost] / divisor).agg(["min", "max"])
-            panel.set_xlim(left=low * (low / high) ** 0.55)
+            panel.set_xlim(left=low * (low / high) ** 0.95)
             panel.set_xlabel(title, fontsize=6.5, labelpad=1)
             panel.tick_params(labelsize=6)
         row[0].set_title(f"{label(domain, DOMAINS)}, {RECIPES[recipe]}", fontsize=7.5)
@@ -127,13 +127,14 @@ def _scatter(panel, own: pd.DataFrame, front: str, handles: dict) -> None:
         face = "white" if row["seeds"] == 1 else colour
         look = {"marker": marker, "color": colour, "markerfacecolor": face, "linestyle": "none"}
         handles.setdefault(words, panel.plot([row["cost"]], [row["nll"]], markersize=3.5, **look)[0])
-    near, before = 0.06 * (own["nll"].max() - own["nll"].min()), np.inf
-    for row in line.to_dict("records"):  # to the left of a front there is nothing
+    spread = own["nll"].max() - own["nll"].min()
+    points = 58 / max(spread, 1e-9)  # of the panel's height, per nat
+    lowest = np.inf
+    for row in line.to_dict("records"):  # to the left of a front there is nothing; names do not overlap
         name = label(row["arm"], ARM_NAMES).split(",")[0].replace("\\%", "%")
+        lowest = min(row["nll"], lowest - 5.5 / points)
         look = {"fontsize": 5, "ha": "right", "va": "center", "textcoords": "offset points"}
-        down = -6 if before - row["nll"] < near else -0.5
-        panel.annotate(name, (row["cost"], row["nll"]), (-3.5, down), **look)
-        before = row["nll"]
+        panel.annotate(name, (row["cost"], row["nll"]), (-3.5, points * (lowest - row["nll"]) - 0.5), **look)
 
 
 SCALING_FIGURES = {"pareto": pareto, "scaling_fits": scaling_fits}
