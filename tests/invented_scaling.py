@@ -47,7 +47,7 @@ def write_placement(folder: Path) -> None:
     claims = [("primary", domain, a, b, claim) for domain, right, wrong in (
         ("language", "text", "vision"), ("visual", "vision", "text")) for a, b, claim in (
         ("rank-64", "rank-4", "no_worse"), (right, "rank-4", "no_worse"), ("rank-4", wrong, "greater"))]
-    claims += [("beside", "language", "rank-16", "rank-4", "greater")]
+    claims += [("beside", domain, "rank-16", "rank-4", "greater") for domain in ("language", "visual")]
     claims += [("beside", "visual", "rank-4", "fusion", "greater")]
     tests = pd.DataFrame([(domain, f"{a}_vs_{b}", "nll", ARMS[b][0] - ARMS[a][0], claim, family)
                           for family, domain, a, b, claim in claims],

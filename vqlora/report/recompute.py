@@ -194,7 +194,7 @@ CHECKS = (
     Check("06_ranks/tests.csv", "the rows per example in runs/", _rank_tests, ("runs", "06_ranks/cost.csv")),
     Check("09_rank_size_and_placement/tests.csv", "p-values and intervals", _placement_tests, ()),
     Check("10_scaling/pareto.csv", "runs, costs and summaries of 03, 06, 08 and 09", _arms_by_cost,
-          ("03_main/summary.csv", "09_rank_size_and_placement/summary.csv")),  # fmt: skip
+          ("runs", "03_main/summary.csv", "09_rank_size_and_placement/summary.csv")),  # fmt: skip
     Check("10_scaling/fronts.csv", "pareto.csv", _fronts, ("10_scaling/pareto.csv",)),
     Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
     Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),
