@@ -258,15 +258,16 @@ def project(tmp_path_factory) -> Path:
 
 
 SHORT = r"""
-\section{Results}\label{sec:short} NLL \vq{main.language.qlora.nll} in Section~\ref{sec:short}, after \citet{%s}.
-\begin{table}\caption{A table.}\label{tab:short}\fitted{\resulttable{main}}\end{table}
-\begin{figure}\includegraphics[width=\linewidth]{quality_memory}\caption{A figure.}\label{fig:short}\end{figure}
+\section{Results}\label{sec:short}
+NLL \vq{main.language.qlora.nll} in Section~\ref{sec:short}, after \citet{%s}.
+\begin{table}\caption{A table.}\fitted{\resulttable{main}}\end{table}
+\begin{figure}\includegraphics[width=\linewidth]{quality_memory}\caption{A figure.}\end{figure}
 """
 
 
 @pytest.fixture
 def short(project, tmp_path, monkeypatch) -> Path:
-    """That checkout with a paper of one page: all of LaTeX in seconds. `make smoke` compiles the real text."""
+    """That checkout with a paper of one page: LaTeX in seconds. `make smoke` compiles the real text."""
     from vqlora.report import plots
 
     monkeypatch.setattr(plots, "FIGURES", {"quality_memory": plots.FIGURES["quality_memory"]})
@@ -276,6 +277,34 @@ def short(project, tmp_path, monkeypatch) -> Path:
     entry = re.search(r"^@\w+\{([^,]+),", (PAPER / "references.bib").read_text(encoding="utf-8"), flags=re.M)
     (root / "paper" / "sections" / "results.tex").write_text(SHORT % entry[1])
     return root
+
+
+def test_figures_are_drawn_anew_only_where_results_or_files_changed(short, monkeypatch):
+    from vqlora.report import plots
+
+    drawn, draw = [], plots.FIGURES["quality_memory"]
+    counted = {"quality_memory": lambda results: drawn.append(1) or draw(results)}
+    monkeypatch.setattr(plots, "FIGURES", counted)
+
+    def made() -> int:
+        drawn.clear()
+        paths = write_parts("made-up", short, tables=False)
+        assert [path.name for path in paths] == ["quality_memory.pdf", "quality_memory.png"]
+        assert all(path.read_bytes() == first[path.name] for path in paths if path.name in first)
+        return len(drawn)
+
+    first = {}
+    assert made() == 1
+    folder = short / "build" / "made-up" / "paper" / "figures"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert made() == 0
+    (folder / "quality_memory.png").write_bytes(b"tampered")
+    assert made() == 1
+    (folder / "quality_memory.pdf").unlink()
+    assert made() == 1 and made() == 0
+    costs = results_dir("made-up", short) / "13_architectures" / "runs.csv"
+    costs.write_text(costs.read_text() + "\n")
+    assert made() == 1
 
 
 @needs_latex

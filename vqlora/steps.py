@@ -35,9 +35,9 @@ NEEDS = {**dict.fromkeys(_ON_DATA, ("01_data",)), "01_data": (), "04_cost": ("03
          "12_qualitative": ("03_main",), "13_architectures": (),
          "10_scaling": ("03_main", "06_ranks", "07_frames", "08_bits", "09_rank_size_and_placement"),
          "90_figures": _DRAWN, "91_tables": (*_DRAWN, "13_architectures")}
-# What a notebook comes after where both are made, without building on it: it takes up runs, or writes beside.
-_PAPER = ("90_figures", "91_tables")
-AFTER = {"08_bits": ("03_main",), "91_tables": ("90_figures",)}
+# What a notebook comes after where both are made, without building on it: it takes up runs.
+AFTER = {"08_bits": ("03_main",)}
+_PAPER = {"90_figures": "figures", "91_tables": "generated"}     # parts of the paper that notebooks make
 # The section of a profile that a notebook is about, `main` where nothing is said: a profile without it leaves
 # the notebook out.
 SECTIONS = {"01_data": "data", "04_cost": "cost", "05_temporal": "temporal", "06_ranks": "ranks",
@@ -102,12 +102,11 @@ class Step:
 
     def outputs(self, since_ns: int) -> dict[str, str]:
         """Hash of each file its folders got since `since_ns` and, for 01, of each data set."""
-        folders = [self.here.build / "results" / self.name]
-        if self.name in _PAPER:
-            folders.append(self.here.build / "paper")
-        files = [path for folder in folders for path in folder.rglob("*") if path.suffix in OUTPUTS]
-        found = [path.relative_to(self.here.build).as_posix() for path in files
+        files = [path for path in (self.here.build / "results" / self.name).rglob("*")
                  if path.is_file() and path.stat().st_mtime_ns >= since_ns]
+        if self.name in _PAPER:                              # not drawn anew where nothing changed
+            files += (self.here.build / "paper" / _PAPER[self.name]).rglob("*")
+        found = [path.relative_to(self.here.build).as_posix() for path in files if path.suffix in OUTPUTS]
         if self.name == "01_data":
             found += [f"data/{domain}/" for domain in self.here.profile.data.domains]
         return self.wrote(dict.fromkeys(sorted(found), ""))

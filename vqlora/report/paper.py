@@ -22,6 +22,7 @@ from pathlib import Path
 from vqlora.config import ConfigError
 from vqlora.files import write_atomic
 from vqlora.report.claims import write_claims
+from vqlora.report.drawn import draw
 from vqlora.report.keys import UNVERIFIED, ResultsError, write_keys
 from vqlora.report.tables import write_tables
 
@@ -61,7 +62,7 @@ def write_parts(
     Args:
         profile: name of the profile, or ``reference``.
         root: the repository.
-        figures: draw ``<out>/figures/*.pdf`` and ``.png``.
+        figures: draw ``<out>/figures/*.pdf`` and ``.png``, unless they are there from the same results.
         tables: write ``<out>/generated/keys.tex``, ``claims.tex`` and ``<out>/generated/tables/*``.
         results, out: folders to use instead of ``results_dir(profile)`` and ``paper_dir(profile)``.
         verified: what became of verification, in a sentence for the first page.
@@ -80,9 +81,7 @@ def write_parts(
         written += [out / "generated" / "keys.tex", *write_tables(results, out / "generated" / "tables")]
         written += write_claims(Path(root) / CLAIMS, results, out / "generated")
     if figures:
-        from vqlora.report.plots import write_figures  # matplotlib takes a second to import
-
-        written += write_figures(results, out / "figures", Path(root, "figures", "vqlora.mplstyle"))
+        written += draw(results, out / "figures", Path(root, "figures", "vqlora.mplstyle"))
     return written
 
 
@@ -238,9 +237,13 @@ def build_pdf(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         try:
-            parts = write_parts(profile, root, results=results, out=work, verified=verified)
+            parts = write_parts(profile, root, results=results, out=work, verified=verified, figures=False)
+            figures = write_parts(profile, root, results=results, out=out, tables=False)
         except (ResultsError, ConfigError) as fault:
             raise PaperError(str(fault)) from None
+        (work / "figures").mkdir()
+        for path in figures:
+            shutil.copyfile(path, work / "figures" / path.name)
         data = _compile(work, log).read_bytes()
         for path in parts:
             write_atomic(out / path.relative_to(work), path.read_bytes())
