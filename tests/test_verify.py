@@ -151,6 +151,14 @@ def test_a_profile_with_fewer_arms_or_domains_is_compared_row_by_row(tmp_path):
         assert compare_file(name, half, path, rules, same=False, alike=False).faults == []
 
 
+def test_files_that_only_some_profiles_write_may_be_missing(checkout):
+    made = regenerated(checkout)
+    (made / "03_main" / "more.csv").unlink()
+    assert faults_of(made, checkout) == []
+    (made / "03_main" / "tests.csv").unlink()
+    assert faults_of(made, checkout) == ["not written"]
+
+
 def test_a_profile_as_a_whole_is_held_against_its_own_kind_alone(checkout):
     (checkout / "results" / "07_frames" / "fuzz.csv").unlink()  # invented, without what names its rows
     made = regenerated(checkout, notebook="07_frames")

@@ -52,12 +52,23 @@ class Whole(Settings):
     why: str = Field(min_length=10)
 
 
+class OfSome(Settings):
+    """Files that only some profiles write."""
+
+    files: tuple[str, ...]
+    why: str = Field(min_length=10)
+
+
 class Tolerances(Settings):
     """The file: what names a row, the rules, first match first, and which rows are of one profile alone."""
 
     rows: dict[str, tuple[str, ...]] = {}
     rule: tuple[Rule, ...]
     whole: tuple[Whole, ...] = ()
+    optional: tuple[OfSome, ...] = ()
+
+    def is_optional(self, file: str) -> bool:
+        return any(fnmatchcase(file, pattern) for some in self.optional for pattern in some.files)
 
     def is_whole(self, file: str, key: tuple) -> bool:
         """Whether a row tells of a whole profile, so that another profile's cannot be held against it."""
@@ -111,8 +122,9 @@ def compare_folders(found: Path, reference: Path, tolerances: Tolerances) -> lis
             if one.is_file():
                 compared.append(compare_file(name, one, path, tolerances, same=same, alike=alike))
             elif (own / "manifest.json").is_file():  # it ran to its end
-                compared.append(Compared(name, faults=["not written"] if same else [],
-                                         notes=[] if same else ["not written by this profile"]))  # fmt: skip
+                wanted = same and not tolerances.is_optional(name)
+                told = {"faults": ["not written"]} if wanted else {"notes": ["not written by this profile"]}
+                compared.append(Compared(name, **told))
     return compared
 
 
