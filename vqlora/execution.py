@@ -48,7 +48,9 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Pat
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"              # this environment's kernel
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")    # plain progress bars are meant
+    quiet, known = "ignore:IProgress not found", os.environ.get("PYTHONWARNINGS", "")
+    if quiet not in known:                                   # plain progress bars are meant
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (known, quiet)))
     declared = parameter_names(source)
     unknown = sorted(set(parameters) - set(declared))        # papermill would only warn of these
     if unknown:
