@@ -169,7 +169,8 @@ def _compare_row(out, name, key, mine, theirs, rows, tolerances, same, alike) ->
             kind = "statistical"
         if kind == "statistical" and rule.kind == "numeric" and _is_text(reference):
             kind = "machine"  # words of a model that was trained elsewhere
-        if not same and (kind == "exact" or tolerances.is_whole(name, key)):
+        ends = column in ("low", "high")  # of an interval over other seeds: what lies between is compared
+        if not same and (kind == "exact" or ends or tolerances.is_whole(name, key)):
             kind = "other profile"
         out.cells[kind] = out.cells.get(kind, 0) + 1
         if kind in ("machine", "other profile") or mine[column] == reference:
