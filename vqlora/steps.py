@@ -21,7 +21,7 @@ from typing import Any
 
 from vqlora.console import duration, say
 from vqlora.execution import execute
-from vqlora.experiments import Profile, load_profile
+from vqlora.experiments import Profile, load_profile, reads
 from vqlora.identity import PACKAGE, code_hash, data_hash, digest, file_hash, imports_of, tree_hash
 from vqlora.notebooks import Here, NotebookError
 from vqlora.store import whole_file
@@ -164,8 +164,9 @@ def find(text: str, root: Path) -> str:
 def needs(name: str, profile: Profile) -> tuple[str, ...]:
     """Notebooks whose results `name` builds on under `profile`."""
     direct = NEEDS.get(name, ("01_data",)) if profile.data else ()
-    own_base = profile.base.pretrain and name not in ("01_data", "02_base") and "02_base" not in direct
-    return (*direct, "02_base") if own_base else direct
+    trained_here = profile.base.pretrain and "base" in reads(name)
+    lacking = name not in ("01_data", "02_base") and "02_base" not in direct
+    return (*direct, "02_base") if trained_here and lacking else direct
 
 
 def steps(wanted: list[str], profile: str, root: Path, *, pretrain: bool | None = None) -> list[Step]:

@@ -32,7 +32,7 @@ from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 __all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "BitsSettings", "CostModel",
            "CostSettings", "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings",
            "PlacementSettings", "Profile", "QualitativeSettings", "RankSettings", "ScalingSettings",
-           "TemporalSettings", "load_profile"]
+           "TemporalSettings", "load_profile", "reads"]
 
 # Parts of a profile that a notebook reads beside its name; all of them where nothing is said.
 _RUNS = ("data", "base")                                     # of those that train
@@ -43,6 +43,11 @@ READS = {"01_data": {"data"}, "02_base": {*_RUNS, "stock"}, "03_main": {*_RUNS, 
          "10_scaling": {*_RUNS, "bits", "placement", "scaling"}, "11_generalization": {*_RUNS, "general"},
          "12_qualitative": {*_RUNS, "main", "qualitative"}, "13_architectures": {"classes"},
          "14_checkpoints": {"data", "hub", "card"}}
+
+
+def reads(notebook: str) -> set[str]:
+    """Names of the parts of a profile that a notebook's results depend on."""
+    return READS.get(notebook, {*_RUNS, "main"})
 
 
 class Profile(Settings):
@@ -101,8 +106,7 @@ class Profile(Settings):
 
     def read_by(self, notebook: str, *, also: Iterable[str] = ()) -> dict[str, Any]:
         """What of this profile a notebook's results depend on, less what is as it is by default."""
-        parts = READS.get(notebook, {*_RUNS, "main"}) | set(also)
-        return self.model_dump(mode="json", include=parts, exclude_defaults=True)
+        return self.model_dump(mode="json", include=reads(notebook) | set(also), exclude_defaults=True)
 
     def _check_bits(self) -> None:
         wanted, have = self.bits.source_clips + self.bits.calibration_clips, self._rendered().get("source")
