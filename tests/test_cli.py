@@ -7,6 +7,8 @@ import pytest
 from test_notebooks import ROOT, notebook
 
 from vqlora import cli, runs
+from vqlora.console import duration
+from vqlora.experiments import load_profile
 from vqlora.report import command
 from vqlora.store import RunResult
 
@@ -65,7 +67,9 @@ def test_help_shows_examples(capsys):
 
 def test_list_gives_title_claim_and_cost(checkout, capsys):
     assert cli.main(["list", "--profile", "smoke"]) == 0
-    assert capsys.readouterr().out == "01  Title of 01_data\n    it is so.\n    cost (smoke): about 20 s\n"
+    about = duration(load_profile("smoke", checkout).expected_s["01_data"])
+    shown = capsys.readouterr().out
+    assert shown == f"01  Title of 01_data\n    it is so.\n    cost (smoke): about {about}\n"
 
 
 def test_one_run_from_a_settings_file(checkout, capsys, monkeypatch):

@@ -273,7 +273,7 @@ def test_notebooks_made_at_once_wait_for_those_they_build_on(checkout, monkeypat
     at = {name: order.index(name) for name in order}
     assert at["01_data"] < at["03_main"] < min(at["04_cost"], at["08_bits"])
     assert all(not others & {"01_data", "03_main"} for name, others in seen if name in ("04_cost", "08_bits"))
-    assert order[-2:] == ["90_figures", "91_tables"] and seen[-1][1] == {"91_tables"}
+    assert set(order[-2:]) == {"90_figures", "91_tables"}
 
     fails, seen[:] = "03_main", []
     with pytest.raises(notebooks.NotebookError, match="03_main.ipynb: cell 2: it fails"):

@@ -114,8 +114,10 @@ def test_tables_show_arms_and_claims(tmp_path):
     text = {name: build(tmp_path).markdown() for name, build in PLACEMENT_TABLES.items()}
     assert "| Vision alone | 1.400 [1.370, 1.430] |" in text["placement"] and "| 11-12 |" in text["placement"]
     assert "Rank 64, all parts is no worse than rank 4, all parts" in text["placement_tests"]
-    rows = [line for line in text["placement_tests"].splitlines() if "fusion alone" in line]
-    assert len(rows) == 1 and rows[0].startswith("| Visual shift |"), "further pairs begin anew"
+    rows = text["placement_tests"].splitlines()
+    further = [line for line in rows if "Rank 16, all parts beats" in line]
+    assert [line.split("|")[1].strip() for line in further] == ["Language shift", "Visual shift"]
+    assert sum("fusion alone" in line for line in rows) == 1
 
 
 def test_fewer_clips_are_those_of_one_arm_with_the_same_steps():
