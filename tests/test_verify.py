@@ -180,6 +180,11 @@ def test_a_profile_as_a_whole_is_held_against_its_own_kind_alone(checkout):
     assert len(faults_of(made, checkout)) == 1
     settings(checkout / "results", "before")
     assert faults_of(made, checkout) == [], "a profile of that name, but with other settings since"
+    (checkout / "results" / "07_frames" / "runs.csv").write_text("domain,eval_clips\nvisual,160\n")
+    (made / "07_frames" / "runs.csv").write_text("domain,eval_clips\nvisual,96\n")
+    assert faults_of(made, checkout) == [], "fewer clips are another profile's"
+    settings(checkout / "results", "now")
+    assert [fault for fault in faults_of(made, checkout) if "eval_clips: 96; reference 160" in fault]
 
 
 def test_tolerances_are_read_strictly_and_leave_no_cell_without_a_rule(tmp_path):

@@ -45,10 +45,11 @@ class Rule(Settings):
 
 
 class Whole(Settings):
-    """Rows about all arms, domains and seeds that a profile has, by what is in their names."""
+    """Cells about all arms, domains, seeds or clips that a profile has, by what is in their rows' names."""
 
     files: tuple[str, ...]
     rows: tuple[str, ...] = ()  # all rows of these files where none is named
+    metrics: tuple[str, ...] = ("*",)
     why: str = Field(min_length=10)
 
 
@@ -70,9 +71,10 @@ class Tolerances(Settings):
     def is_optional(self, file: str) -> bool:
         return any(fnmatchcase(file, pattern) for some in self.optional for pattern in some.files)
 
-    def is_whole(self, file: str, key: tuple) -> bool:
-        """Whether a row tells of a whole profile, so that another profile's cannot be held against it."""
-        fits = [w for w in self.whole if any(fnmatchcase(file, p) for p in w.files)]
+    def is_whole(self, file: str, key: tuple, metric: str) -> bool:
+        """Whether a cell tells of a whole profile, so that another profile's cannot be held against it."""
+        fits = [w for w in self.whole if any(fnmatchcase(file, p) for p in w.files)
+                and any(fnmatchcase(metric, p) for p in w.metrics)]  # fmt: skip
         return any(not w.rows or set(w.rows) & set(key) for w in fits)
 
     def of(self, file: str, metric: str) -> Rule:
@@ -163,14 +165,15 @@ def _compare_row(out, name, key, mine, theirs, rows, tolerances, same, alike) ->
         if column in rows:
             continue
         in_row = keyed and column in ("value", "low", "high", "predicted")
-        rule = tolerances.of(name, theirs["metric"] if in_row else column)
+        metric = theirs["metric"] if in_row else column
+        rule = tolerances.of(name, metric)
         kind = rule.kind
         if kind == "numeric" and not alike:
             kind = "statistical"
         if kind == "statistical" and rule.kind == "numeric" and _is_text(reference):
             kind = "machine"  # words of a model that was trained elsewhere
         ends = column in ("low", "high")  # of an interval over other seeds: what lies between is compared
-        if not same and (kind == "exact" or ends or tolerances.is_whole(name, key)):
+        if not same and (kind == "exact" or ends or tolerances.is_whole(name, key, metric)):
             kind = "other profile"
         out.cells[kind] = out.cells.get(kind, 0) + 1
         if kind in ("machine", "other profile") or mine[column] == reference:
