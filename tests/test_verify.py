@@ -145,6 +145,24 @@ def test_another_profile_is_compared_where_that_makes_sense(checkout):
     assert len(faults_of(made, checkout)) == 1
 
 
+@pytest.mark.parametrize(
+    ("own", "reference", "faults"),
+    [
+        ("qa_frac,nll\n,1.0\n", "nll,qa_frac\n1.0,0.5\n", 0),  # nothing to count, another order
+        ("nll,qa_how_frac\n1.0,0.4\n", "nll,qa_frac\n1.0,0.5\n", 0),  # other kinds of question
+        ("train_bytes\n101000\n", "train_bytes\n100000\n", 0),  # longer captions of another seed
+        ("train_bytes\n120000\n", "train_bytes\n100000\n", 1),
+        ("nll,qa_frac\n1.0,0.9\n", "nll,qa_frac\n1.0,0.5\n", 1),
+    ],
+)
+def test_what_another_profile_may_differ_in(tmp_path, own, reference, faults):
+    for name, text in (("own.csv", own), ("reference.csv", reference)):
+        (tmp_path / name).write_text(text)
+    paths, rules = (tmp_path / "own.csv", tmp_path / "reference.csv"), load_tolerances(TOLERANCES)
+    assert len(compare_file("05_temporal/x.csv", *paths, rules, same=False, alike=False).faults) == faults
+    assert compare_file("05_temporal/x.csv", *paths, rules, same=True, alike=True).faults, "in one profile"
+
+
 def test_a_profile_with_fewer_arms_or_domains_is_compared_row_by_row(tmp_path):
     """Rows are told apart by what they are about, not by where they stand: half of a file is no fault."""
     rules, half = load_tolerances(TOLERANCES), tmp_path / "half.csv"

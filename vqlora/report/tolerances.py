@@ -35,6 +35,7 @@ class Rule(Settings):
     relative: float = Field(0.0, ge=0)
     absolute: float = Field(0.0, ge=0)
     spread: float | None = Field(None, ge=0)  # `absolute` where a numeric rule is used as a statistical one
+    share: float = Field(0.0, ge=0)  # `relative` there
     why: str = Field(min_length=10)
 
     @model_validator(mode="after")
@@ -140,9 +141,12 @@ def compare_file(
     out = Compared(name)
     tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in (found, reference)]
     columns = [", ".join(table.columns) for table in tables]
-    if columns[0] != columns[1]:
+    if columns[0] != columns[1] and same:
         out.faults.append(f"columns {columns[0]}; reference: {columns[1]}")
         return out
+    if alone := sorted(set(tables[0]) ^ set(tables[1])):  # kinds of question that no clip was asked, say
+        out.notes.append(f"columns of one profile alone: {', '.join(alone)}")
+        tables = [table.drop(columns=alone, errors="ignore") for table in tables]
     rows = _row_names(name, tables[1], tolerances)
     mine, theirs = (_by_row(table, rows) for table in tables)
     missing, more = [key for key in theirs if key not in mine], [key for key in mine if key not in theirs]
@@ -172,8 +176,9 @@ def _compare_row(out, name, key, mine, theirs, rows, tolerances, same, alike) ->
             kind = "statistical"
         if kind == "statistical" and rule.kind == "numeric" and _is_text(reference):
             kind = "machine"  # words of a model that was trained elsewhere
-        ends = column in ("low", "high")  # of an interval over other seeds: what lies between is compared
-        if not same and (kind == "exact" or ends or tolerances.is_whole(name, key, metric)):
+        # Ends of an interval over other seeds: what lies between is compared. Empty: nothing to count there.
+        gone = column in ("low", "high") or "" in (mine[column], reference)
+        if not same and (kind == "exact" or gone or tolerances.is_whole(name, key, metric)):
             kind = "other profile"
         out.cells[kind] = out.cells.get(kind, 0) + 1
         if kind in ("machine", "other profile") or mine[column] == reference:
@@ -196,7 +201,7 @@ def _allowed(rule: Rule, kind: str, mine: Mapping, theirs: Mapping, column: str)
         return rule.absolute + rule.relative * abs(number)
     absolute = rule.absolute if rule.spread is None else rule.spread
     halves = [_half(row) for row in (mine, theirs)]
-    return max(absolute, rule.relative * abs(number), math.hypot(*halves))
+    return max(absolute, max(rule.relative, rule.share) * abs(number), math.hypot(*halves))
 
 
 def _half(row: Mapping) -> float:
