@@ -104,15 +104,11 @@ def test_appendices_come_after_the_references():
 
 def test_every_section_says_something():
     pieces = re.split(r"\\((?:sub)?section)\{", paper_text())[1:]
-    for (level, piece), after in zip(batched(pieces), [*pieces[2::2], "section"], strict=True):
+    for level, piece, after in zip(pieces[::2], pieces[1::2], [*pieces[2::2], "section"], strict=True):
         title, _, body = piece.partition("}")
         words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[a-z]+(\{[^}]*\})?", " ", body))
         only_holds_subsections = level == "section" and after == "subsection"
         assert len(words) >= 10 or only_holds_subsections, f"section '{title}' has {len(words)} words"
-
-
-def batched(items: list[str]) -> list[tuple[str, str]]:
-    return list(zip(items[::2], items[1::2], strict=True))
 
 
 @pytest.mark.parametrize("file", sorted(PAPER.glob("sections/*.tex")), ids=lambda path: path.stem)
@@ -186,9 +182,8 @@ def test_every_reference_exists_and_is_cited():
         for group in re.findall(r"\\cite[pt]?\*?(?:\[[^]]*\])*\{([^}]*)\}", paper_text())
         for key in group.split(",")
     }
-    entries = re.findall(
-        r"^@\w+\{([^,]+),", (PAPER / "references.bib").read_text(encoding="utf-8"), flags=re.M
-    )
+    bib = (PAPER / "references.bib").read_text(encoding="utf-8")
+    entries = re.findall(r"^@\w+\{([^,]+),", bib, flags=re.M)
     assert len(entries) == len(set(entries)) >= 30
     assert sorted(cited - set(entries)) == [], "cited but not in references.bib"
     assert sorted(set(entries) - cited) == [], "in references.bib but not cited"
@@ -223,21 +218,8 @@ def test_every_label_is_referred_to_and_every_reference_has_its_label():
 
 
 def test_only_packages_of_the_small_latex_set():
-    allowed = {
-        "fontenc",
-        "inputenc",
-        "lmodern",
-        "geometry",
-        "microtype",
-        "amsmath",
-        "amssymb",
-        "graphicx",
-        "booktabs",
-        "subcaption",
-        "natbib",
-        "hyperref",
-        "vqkeys",
-    }
+    allowed = "fontenc inputenc lmodern geometry microtype amsmath amssymb graphicx booktabs subcaption natbib"
+    allowed = {*allowed.split(), "hyperref", "vqkeys"}
     used = {
         name
         for group in re.findall(r"\\usepackage(?:\[[^]]*\])?\{([^}]*)\}", read(PAPER / "main.tex"))
