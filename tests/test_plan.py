@@ -89,10 +89,11 @@ def test_work_and_trainable_parameters_do_not_depend_on_bits(plan, bits):
 def test_fit_is_the_largest_that_fits(plan):
     room = plan.replace(batch=5).train_bytes
     found = plan.fit(room)
-    assert found["batch"] == 5 and plan.fit(room, reserve=1)["batch"] == 4
+    assert found["batch"] == 5
     frames = found["frames"]
     assert plan.replace(frames=frames).train_bytes <= room < plan.replace(frames=frames + 1).train_bytes
-    assert plan.fit(1000) == {"batch": 0, "frames": 0}
+    least = plan.replace(batch=1).train_bytes
+    assert plan.fit(least, reserve=1) == {"batch": 0, "frames": 0}
 
 
 def test_advice_is_ordered_and_true(plan):
@@ -230,13 +231,16 @@ def test_optimizer_state_is_what_torch_keeps():
     assert all(optimizer_plan(name, [])[0] == 0 for name in OPTIMIZERS)
 
 
-def test_the_commands_table_and_json(capsys):
-    assert cli.main(["plan", "released", "--frames", "2", "--rank", "2", "--card", "1MB"]) == 0
+def test_the_commands_table_and_json(model, tmp_path, capsys):
+    model.config.save_pretrained(tmp_path)
+    name = str(tmp_path)
+    assert cli.main(["plan", name, "--frames", "2", "--rank", "2", "--card", "100kB"]) == 0
     shown = capsys.readouterr().out
-    assert "activations" in shown and "does not fit on 1MB" in shown and "largest batch: 0" in shown
-    assert cli.main(["plan", "released", "--full", "--json"]) == 0
+    assert "activations" in shown and "does not fit on 100kB" in shown and "largest batch: 0" in shown
+    assert cli.main(["plan", name, "--full", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["train_bytes"] == sum(found["training"].values()) and found["trainable"] > 3e6
+    assert found["train_bytes"] == sum(found["training"].values())
+    assert found["trainable"] == sum(p.numel() for p in model.parameters())
     assert cli.main(["plan", "released", "--bits", "int3"]) == 1
     assert "allowed: nf4" in capsys.readouterr().err
 

@@ -21,6 +21,7 @@ from vqlora.experiments.compared import (
     RankSettings,
     TemporalSettings,
 )
+from vqlora.experiments.confirm import ConfirmPart, PairClaim
 from vqlora.experiments.cost import STEP_ARMS, CostModel, CostSettings
 from vqlora.experiments.frames import JUDGED, FramesSettings
 from vqlora.experiments.general import GeneralSettings
@@ -29,10 +30,10 @@ from vqlora.experiments.qualitative import QualitativeSettings
 from vqlora.experiments.scaling import BaseSize, PlacementSettings, ScalingSettings
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
-__all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "BitsSettings", "CostModel",
-           "CostSettings", "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings",
-           "PlacementSettings", "Profile", "QualitativeSettings", "RankSettings", "ScalingSettings",
-           "TemporalSettings", "load_profile", "reads"]
+__all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "BitsSettings", "ConfirmPart",
+           "CostModel", "CostSettings", "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings",
+           "PairClaim", "PlacementSettings", "Profile", "QualitativeSettings", "RankSettings",
+           "ScalingSettings", "TemporalSettings", "load_profile", "reads"]
 
 # Parts of a profile that a notebook reads beside its name; all of them where nothing is said.
 _RUNS = ("data", "base")                                     # of those that train
@@ -42,7 +43,7 @@ READS = {"01_data": {"data"}, "02_base": {*_RUNS, "stock"}, "03_main": {*_RUNS, 
          "09_rank_size_and_placement": {*_RUNS, "placement"},
          "10_scaling": {*_RUNS, "bits", "placement", "scaling"}, "11_generalization": {*_RUNS, "general"},
          "12_qualitative": {*_RUNS, "main", "qualitative"}, "13_architectures": {"classes"},
-         "14_checkpoints": {"data", "hub", "card"}}
+         "14_checkpoints": {"data", "hub", "card"}, "15_confirmation": {*_RUNS, "confirm"}}
 
 
 def reads(notebook: str) -> set[str]:
@@ -71,6 +72,7 @@ class Profile(Settings):
     general: GeneralSettings | None = None                   # of notebook 11
     qualitative: QualitativeSettings | None = None           # of notebook 12
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
+    confirm: tuple[ConfirmPart, ...] = ()                    # of notebook 15
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
     at_once: int = Field(1, ge=1)                            # notebooks; times they measure then mean little
@@ -80,13 +82,17 @@ class Profile(Settings):
     def _data_is_there(self) -> Profile:
         names = ("main", "methods", "temporal", "ranks", "bits", "placement")
         parts = [(name, getattr(self, name)) for name in names]
-        for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)]:
+        for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)] + [
+                (f"confirm[{n}]", part) for n, part in enumerate(self.confirm)]:
             if part is not None:
                 self._check_domains(label, part)
         twice = sorted({name for part in self.hub for name in part.domains
                         if sum(name in other.domains for other in self.hub) > 1})
         if twice:
             raise ValueError(f"hub: domain {twice[0]!r} is in two comparisons; their results would be mixed")
+        if (count := sum(part.primary_count for part in self.confirm)) > 6:
+            raise ValueError(f"confirm: {count} primary comparisons; allowed: at most 6, "
+                             "each claim on each domain")
         if self.card is not None:
             for part in self.hub:
                 part.on(self.card)

@@ -32,6 +32,8 @@ def draw(results: Path, folder: Path, style: Path) -> list[Path]:
 
     note.unlink(missing_ok=True)
     written = write_figures(results, folder, style)
+    for name in files.keys() - {path.name for path in written}:
+        (folder / name).unlink(missing_ok=True)              # of a figure that is no more
     write_atomic(note, json.dumps({"from": wanted, "files": _hashes(written)}, indent=1) + "\n")
     return written
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from vqlora.report.cells import DOMAINS, label, ordered, read_csv
@@ -107,18 +108,16 @@ def gate_layers(results: Path, arm: str = "rank") -> Figure:
     tables = {name: means[name].unstack().dropna(how="all") for name in GAPS}
     tables = {name: table.loc[ordered(table.index, DOMAINS)] for name, table in tables.items() if len(table)}
     heights = [len(table) for table in tables.values()]
-    size = {"figsize": (6.5, 1.0 + 0.19 * sum(heights)), "height_ratios": heights}
+    size = {"figsize": (6.5, 1.0 + 0.16 * sum(heights)), "height_ratios": heights}
     figure, panels = plt.subplots(len(tables), 1, squeeze=False, sharex=True, **size)
+    look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "rasterized": True, "cbar": False}
     for panel, (name, table) in zip(panels[:, 0], tables.items(), strict=True):
-        look = {"aspect": "auto", "cmap": "RdBu_r", "interpolation": "nearest"}
-        shown = panel.imshow(table, vmin=-top, vmax=top, **look)
-        panel.set_yticks(range(len(table)), [label(domain, DOMAINS) for domain in table.index])
-        panel.set_xticks(middles, middles.index)
-        panel.set_title(GAPS[name])
-        panel.grid(False)
+        sns.heatmap(table.rename(index=lambda domain: label(domain, DOMAINS)), ax=panel, **look)
+        panel.set(title=GAPS[name], xlabel="", ylabel="")
+        panel.set_xticks(middles + 0.5, middles.index, rotation=0)
         for place in starts["place"][1:]:
-            panel.axvline(place - 0.5, color="black", lw=0.8)
-    figure.colorbar(shown, ax=panels[:, 0], label="gate, less the others")
+            panel.axvline(place, color="black", lw=0.8)
+    figure.colorbar(panels[0, 0].collections[0], ax=panels[:, 0], label="gate, less the others")
     return figure
 
 

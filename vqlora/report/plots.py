@@ -18,7 +18,6 @@ matplotlib.use("agg", force=False)
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-import seaborn as sns  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from vqlora.files import write_atomic  # noqa: E402
@@ -89,56 +88,6 @@ def quality_memory(results: Path, metric: str = "nll", memory: str = "train_byte
         panel.set_xlim(left=0)
     better = "lower" if metric == "nll" else "higher"
     panels[0, 0].set_ylabel(f"{METRICS.get(metric, metric)} on test clips ({better} is better)")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return figure
-
-
-def learning_rates(results: Path) -> Figure:
-    """The sweep: validation NLL against learning rate, one line a method; the chosen rate is filled.
-
-    Without a sweep (no NLL in ``03_main/sweep.csv``) the panels say so.
-    """
-    frame = read_csv(
-        results, "03_main/sweep.csv", ("domain", "arm", "learning_rate", "metric", "value", "chosen")
-    )
-    frame = frame[frame["metric"] == "nll"]
-    domains = ordered(frame["domain"], DOMAINS)
-    arms = ordered(frame["arm"], ARMS)
-    frame = frame.assign(method=frame["arm"].map(lambda arm: ARMS.get(arm, arm)))
-    look = {ARMS.get(arm, arm): _mark(arm) for arm in arms}
-    figure, panels = plt.subplots(1, len(domains), squeeze=False)
-    for panel, domain in zip(panels[0], domains, strict=True):
-        of_domain = frame[frame["domain"] == domain]
-        sns.lineplot(
-            of_domain,
-            x="learning_rate",
-            y="value",
-            hue="method",
-            style="method",
-            dashes=False,
-            hue_order=look,
-            style_order=look,
-            palette={name: mark[0] for name, mark in look.items()},
-            errorbar=None,
-            markers={name: mark[1] for name, mark in look.items()},
-            markerfacecolor="white",
-            markeredgecolor="auto",
-            ax=panel,
-        )
-        for arm in arms:
-            best = of_domain[(of_domain["arm"] == arm) & of_domain["chosen"].astype(bool)]
-            colour, marker = _mark(arm)
-            panel.plot(
-                best["learning_rate"], best["value"], color=colour, marker=marker, linestyle="none", zorder=4
-            )
-        if of_domain["value"].isna().all():
-            panel.text(
-                0.5, 0.5, "no sweep: rates as the profile has them", transform=panel.transAxes, ha="center"
-            )
-        panel.set(title=DOMAINS.get(domain, domain), xlabel="Learning rate", xscale="log", ylabel="")
-        panel.get_legend().remove()
-    panels[0, 0].set_ylabel("NLL on validation clips")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
@@ -261,7 +210,6 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     **SCALING_FIGURES,
     "frame_policies": frame_policies,
     "quality_memory": quality_memory,
-    "learning_rates": learning_rates,
     "method": method,
     "planner": planner,
     "sample_sheet": sample_sheet,

@@ -67,8 +67,9 @@ def rank_tests_table(results: Path) -> Table:
 
 def _test(row: dict) -> tuple[str, ...]:
     a, b = (label(arm, RANK_NAMES) for arm in row["comparison"].split("_vs_"))
+    b = b.lower() if b[1:].islower() else b                  # EVA and AdaLoRA keep their letters
     return (
-        f"{a} {CLAIMS[row['claim']]} {b.lower()}",
+        f"{a} {CLAIMS[row['claim']]} {b}",
         format_number(row["value"], "nll"),
         format_interval(row["low"], row["high"], "nll"),
         format_number(row["smallest_effect"], "nll"),

@@ -1,0 +1,48 @@
+"""What notebook 15 asks of its runs: the verdicts on the primary claims, corrected over all of them together.
+
+    runs = [run_grid(part.runs(base=here.base), here.store, here.profile) for part in parts]
+    tests = judge(parts, runs)                    # part, domain, comparison, .., p_holm, verdict, family
+    summary = summarise(parts, runs)              # part, domain, arm, metric, value, low, high
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from vqlora import comparison, stats
+from vqlora.experiments import ConfirmPart
+from vqlora.store import StoredRun
+
+METRICS = ("nll", "slot_frac", "qa_frac")
+
+
+def judge(
+    parts: Sequence[ConfirmPart], runs: Sequence[Sequence[StoredRun]], *, values: Callable | None = None
+) -> pd.DataFrame:
+    """Tests of every part's claims on its domains, as `comparison.judge` makes them: a row each.
+
+    Holm's correction is within a family ("primary", "beside") over all parts. Denied is also a gain whose
+    interval lies below the part's margin. runs: those of each part.
+    """
+    found = []
+    for part, own in zip(parts, runs, strict=True):
+        for family in dict.fromkeys(claim.family for claim in part.claims):
+            claims = [{"a": claim.a, "b": claim.b, "claim": claim.claim, "margin": part.margin_nll}
+                      for claim in part.claims if claim.family == family]  # fmt: skip
+            tests = comparison.judge(own, claims, values=values)
+            found.append(tests.assign(part=part.name, family=family))
+    table = pd.concat(found, ignore_index=True)
+    table["p_holm"] = table.groupby("family")["p"].transform(lambda p: stats.holm(p))
+    judged = table[["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)
+    table["verdict"] = [stats.verdict(*row) for row in judged]
+    return table[["part", *(name for name in table.columns if name != "part")]]
+
+
+def summarise(parts: Sequence[ConfirmPart], runs: Sequence[Sequence[StoredRun]]) -> pd.DataFrame:
+    """Means of each part's arms with intervals: part, domain, arm, metric, value, low, high."""
+    found = [comparison.summarise(own, metrics=METRICS).assign(part=part.name)
+             for part, own in zip(parts, runs, strict=True)]  # fmt: skip
+    table = pd.concat(found, ignore_index=True)
+    return table[["part", *(name for name in table.columns if name != "part")]]
