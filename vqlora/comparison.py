@@ -37,10 +37,10 @@ SHARED = tuple(
 def clip_values(runs: Iterable[StoredRun], metric: str, values: Callable | None = None) -> pd.DataFrame:
     """One row per run and item of a metric that is a mean over items: domain, arm, seed, clip, value.
 
-    values: examples, metric -> columns clip and value; `vqlora.evaluate.metric_values` unless given.
+    values: examples, metric -> columns clip and value; `vqlora.metrics.metric_values` unless given.
     """
     if values is None:
-        from vqlora.evaluate import metric_values as values  # pulls in torch, which the rest does without
+        from vqlora.metrics import metric_values as values
     parts = []
     for run in runs:
         part = values(run.examples(), metric)

@@ -193,7 +193,7 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
     if dtype is None and any(settings.compute_dtype == "auto" for settings in runs):
         import torch
 
-        from vqlora.quantize import compute_dtype as probe
+        from vqlora.precision import compute_dtype as probe
         dtype = probe("auto", "cuda" if torch.cuda.is_available() else "cpu").name
     return [run.model_copy(update={"compute_dtype": dtype}) if run.compute_dtype == "auto" else run
             for run in runs]
