@@ -9,12 +9,13 @@ from invented_cases import write_general, write_qualitative
 from invented_scaling import write_placement, write_scaling
 from PIL import Image
 
-from vqlora import method_study, stats
+from vqlora import stats
 from vqlora.cost import bench_tables, claims
 from vqlora.experiments import CostModel
-from vqlora.gate_study import overall
 from vqlora.selection.gains import closed_gap, summary
 from vqlora.store import write_csv
+from vqlora.studies import method_study
+from vqlora.studies.gate_study import overall
 
 DOMAINS = ("language", "visual")
 ARMS = {"frozen": 4.2, "full": 0.68, "lora": 0.742, "qlora": 0.7475}

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vqlora import scaling_study
 from vqlora.store import write_csv
+from vqlora.studies import scaling_study
 
 ARMS = {"rank-1": (1.30, 25_536), "rank-4": (1.10, 102_144), "rank-16": (1.09, 408_576),
         "rank-64": (1.085, 1_634_304), "vision": (1.4, 102_016), "fusion": (1.5, 101_952),

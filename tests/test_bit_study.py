@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from vqlora import bit_study, comparison
+from vqlora import comparison
 from vqlora.base import load_base
 from vqlora.baselines import prepare
-from vqlora.bit_study import bit_claims, judge_bits, make_bases, mixed, simulate
 from vqlora.config import RunSettings
 from vqlora.cost import static_bytes
 from vqlora.cost.inputs import clip_batch
@@ -21,6 +20,8 @@ from vqlora.mixed_bits import linear_bytes
 from vqlora.modalities import target_modules
 from vqlora.quantize import BLOCK, load_quantized
 from vqlora.store import StoredRun
+from vqlora.studies import bit_study
+from vqlora.studies.bit_study import bit_claims, judge_bits, make_bases, mixed, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = SimpleNamespace(mixed=(50,), draws=2, simulated=(2,))

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from test_rank_study import Run
 
-from vqlora import confirm_study, stats
+from vqlora import stats
 from vqlora.experiments import ConfirmPart, load_profile
 from vqlora.report.confirm_tables import confirmation_table
 from vqlora.settings_file import ConfigError, parse
+from vqlora.studies import confirm_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = load_profile("confirm", ROOT)

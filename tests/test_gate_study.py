@@ -10,7 +10,7 @@ import pytest
 import torch
 from little_adapters import adapted
 
-from vqlora import comparison, gate_study
+from vqlora import comparison
 from vqlora.config import RunSettings
 from vqlora.data.batches import Item
 from vqlora.data.clips import Clip
@@ -19,6 +19,7 @@ from vqlora.gate_runs import gate_rows
 from vqlora.report.gate_plots import gate_frames, gate_gains, gate_layers
 from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.store import StoredRun, write_csv
+from vqlora.studies import gate_study
 
 ROOT = Path(__file__).resolve().parents[1]
 GATES = {

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from invented_results import write_invented
 
-from vqlora import method_study
 from vqlora.config import RunSettings, arm_name
 from vqlora.experiments import MainSettings, load_profile
 from vqlora.report.method_tables import METHOD_TABLES
@@ -15,6 +14,7 @@ from vqlora.report.recompute import CHECKS
 from vqlora.report.tables import write_tables
 from vqlora.runs import ARM_MODULES
 from vqlora.store import StoredRun, write_csv
+from vqlora.studies import method_study
 
 ROOT = Path(__file__).resolve().parents[1]
 NLL = {"full": 0.8, "qlora": 1.0, "dora": 1.01, "prefix": 1.5, "posttrain-nf4": 0.81, "posttrain-int8": 1.1}

@@ -6,10 +6,10 @@ import pytest
 from invented_scaling import write_placement
 from test_rank_study import LAYERS, Run, column
 
-from vqlora import placement_study
 from vqlora.config import RunSettings
 from vqlora.experiments import PlacementSettings, ScalingSettings, load_profile
 from vqlora.report.placement_tables import PLACEMENT_TABLES
+from vqlora.studies import placement_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"vision": ["vision"], "text": ["text"]}

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vqlora import comparison, rank_study
+from vqlora import comparison
 from vqlora.config import RunSettings
 from vqlora.experiments import RankSettings, load_profile
 from vqlora.ranks.allocate import load_reference, reference_weights, save_reference
 from vqlora.report.rank_plots import ranks_by_layer
 from vqlora.store import StoredRun, results_frame
+from vqlora.studies import rank_study
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (

@@ -10,10 +10,11 @@ from invented_scaling import write_arms, write_placement, write_scaling
 from test_placement_study import placement, run
 from test_rank_study import column
 
-from vqlora import base_sizes, scaling_study
+from vqlora import base_sizes
 from vqlora.experiments import ScalingSettings, load_profile
 from vqlora.report.scaling_plots import pareto, scaling_fits
 from vqlora.report.scaling_tables import SCALING_TABLES, distinct
+from vqlora.studies import scaling_study
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = {1: 1.5, 4: 1.125, 16: 1.03125, 64: 1.0078125}

@@ -47,7 +47,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any], root: Pat
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")           # or each measured step says when it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")           # or each measured step says so
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")    # or that it frees what was there before
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"              # this environment's kernel
     quiet, known = "ignore:IProgress not found", os.environ.get("PYTHONWARNINGS", "")

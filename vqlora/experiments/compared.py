@@ -137,7 +137,7 @@ class TemporalSettings(MainSettings):
 class BitsSettings(MainSettings):
     """Notebook 08: the base in several bits, scored as it is on its source, and fine-tuned on shifts.
 
-    An arm whose label names a base of `vqlora.bit_study` (`mixed-25`, `int2`) starts from that one.
+    An arm whose label names a base of `vqlora.studies.bit_study` (`mixed-25`, `int2`) starts from that one.
     """
 
     source_clips: int = Field(384, ge=1)                     # of validation, its first: scored
@@ -149,7 +149,7 @@ class BitsSettings(MainSettings):
     sizes: tuple[str, ...] | None = None                     # to predict; empty: all; None: as committed
 
     def frozen_runs(self, bases: Iterable[Any], *, experiment: str = "08_bits") -> tuple[RunSettings, ...]:
-        """The frozen base on source validation clips, once for each of `bases` (`vqlora.bit_study.Base`)."""
+        """The frozen base on source validation clips, once for each of `bases` (`bit_study.Base`)."""
         same = {"experiment": experiment, "arm": "frozen", "domain": "source", "learning_rate": 0.0,
                 "steps": 0, "train_clips": 1, "eval_clips": self.source_clips, "eval_part": "val"}
         return tuple(RunSettings(**same, label=base.label, bits=base.bits, base=base.source, seed=base.seed)

@@ -25,7 +25,7 @@ from vqlora.files import write_atomic
 from vqlora.gate_runs import gate_rows
 from vqlora.metrics import retrieval_ranks
 from vqlora.qualitative.attention import shows
-from vqlora.rank_study import part_of
+from vqlora.studies.rank_study import part_of
 
 
 def strips(data_root: str | Path, domain: str, names: Sequence[str], frames: int = 8) -> list[np.ndarray]:

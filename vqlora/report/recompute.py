@@ -94,7 +94,7 @@ def _main_tests(results: Path) -> pd.DataFrame:
 
 def _more_tests(results: Path) -> pd.DataFrame:
     from vqlora.experiments import load_profile
-    from vqlora.method_study import judge
+    from vqlora.studies.method_study import judge
 
     # The bootstrap draws claim after claim: in the order of the profile that they were made with.
     methods = load_profile("study", Path(__file__).resolve().parents[2]).methods
@@ -103,26 +103,26 @@ def _more_tests(results: Path) -> pd.DataFrame:
 
 def _rank_tests(results: Path) -> pd.DataFrame:
     from vqlora.comparison import judge
-    from vqlora.rank_study import rank_claims
+    from vqlora.studies.rank_study import rank_claims
 
     kept = pd.read_csv(results / "06_ranks" / "tests.csv")
     return judge(_kept_runs(results, "06_ranks"), rank_claims(float(kept["margin"].max())))
 
 
 def _placement_tests(results: Path) -> pd.DataFrame:
-    from vqlora.placement_study import corrected
+    from vqlora.studies.placement_study import corrected
 
     return corrected(pd.read_csv(results / "09_rank_size_and_placement" / "tests.csv"))
 
 
 def _arms_by_cost(results: Path) -> pd.DataFrame:
-    from vqlora.scaling_study import arms_by_cost
+    from vqlora.studies.scaling_study import arms_by_cost
 
     return arms_by_cost(results)
 
 
 def _fronts(results: Path) -> pd.DataFrame:
-    from vqlora.scaling_study import fronts
+    from vqlora.studies.scaling_study import fronts
 
     return fronts(pd.read_csv(results / "10_scaling" / "pareto.csv"))
 

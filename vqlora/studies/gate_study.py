@@ -18,8 +18,8 @@ import pandas as pd
 from vqlora import comparison
 from vqlora.config import RunSettings, arm_name
 from vqlora.experiments import TemporalSettings
-from vqlora.rank_study import part_of
 from vqlora.store import StoredRun, write_csv
+from vqlora.studies.rank_study import part_of
 
 PRIMARY = ("plain", "constant", "shuffled")  # what the gate has to beat
 BESIDE = (  # further pairs, where both were run

@@ -17,8 +17,8 @@ import pandas as pd
 from vqlora import comparison, stats
 from vqlora.config import RunSettings
 from vqlora.experiments import PlacementSettings
-from vqlora.rank_study import ranks_of
 from vqlora.store import StoredRun, write_csv
+from vqlora.studies.rank_study import ranks_of
 
 ALL = "rank-4"  # ranks of 4 on all layers: what the budget of a single part buys there
 PARTS = ("vision", "fusion", "text")
