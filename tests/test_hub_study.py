@@ -18,6 +18,7 @@ from vqlora.experiments import AlignSettings, HubSettings, Profile, load_profile
 from vqlora.hub import small
 from vqlora.hub.checkpoint import read_checkpoint
 from vqlora.hub.study import base_of, runs_of
+from vqlora.report.checkpoint_tables import checkpoints_table
 from vqlora.runs import run_grid
 from vqlora.settings_file import ConfigError, parse
 from vqlora.steps import needs, planned
@@ -205,3 +206,16 @@ def test_faults_of_the_new_sections_name_key_value_and_what_is_allowed():
         parse(Profile, {"name": "p", "hub": [hub], "card": "12GB"}, "p.yaml")
     with pytest.raises(ConfigError, match="hub: domain 'd' is in two comparisons"):
         parse(Profile, {"name": "p", "hub": [hub, hub]}, "p.yaml")
+
+
+def test_the_table_has_a_row_of_means_and_one_of_intervals_a_method(tmp_path):
+    assert "not run" in checkpoints_table(tmp_path).latex()
+    (tmp_path / "14_checkpoints").mkdir()
+    rows = [("visual", arm, metric, value, low, value + 1) for arm in ("qlora", "frozen")
+            for metric, value, low in (("nll", 2.0, 1.0), ("weight_bytes", 3e8, float("nan")))]  # fmt: skip
+    columns = ["domain", "arm", "metric", "value", "low", "high"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "14_checkpoints" / "summary.csv", index=False)
+    found = checkpoints_table(tmp_path).rows
+    assert found[0][:3] == ("Visual shift", "Frozen", "2.000") and found[2][:2] == ("", "QLoRA, NF4")
+    assert "[1.000, 3.000]" in found[1][2] and found[0][6] == "300.0~MB" and found[1][6] == ""
+    assert found[0][4] == "n/a"  # a metric that was not read

@@ -16,7 +16,7 @@ def checkpoints_table(results: Path) -> Table:
     if not Path(results, FILE).is_file():
         return Table(("Method",), (("not run with this profile",),))
     frame = read_csv(results, FILE, ("domain", "arm", "metric", "value", "low", "high"))
-    found, rows = frame.set_index(["domain", "arm", "metric"]), []
+    found, rows = frame.set_index(["domain", "arm", "metric"]).sort_index(), []
     for domain in ordered(frame["domain"], DOMAINS):
         rows += [None] * bool(rows)
         arms = ordered(frame.loc[frame["domain"] == domain, "arm"], ARMS)

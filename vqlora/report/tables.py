@@ -14,7 +14,6 @@ import pandas as pd
 from vqlora.files import write_atomic
 from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
-from vqlora.report.checkpoint_tables import CHECKPOINT_TABLES
 from vqlora.report.cost_tables import COST_TABLES
 from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.report.general_tables import GENERAL_TABLES
@@ -325,7 +324,6 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "sweep": sweep_table,
     "tests": tests_table,
     "textonly": textonly_table,
-    **CHECKPOINT_TABLES,
     **COST_TABLES,
     **BIT_TABLES,
 }
