@@ -1,5 +1,6 @@
 """Notebooks as steps: what reruns them and what does not, what a failing cell leaves, who waits for whom."""
 
+import gc
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from vqlora import console, notebooks, steps
 from vqlora.experiments import load_profile
+from vqlora.identity import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -290,3 +292,32 @@ def test_lines_of_two_notebooks_are_marked_and_do_not_mix(checkout, capfd):
     shown = capfd.readouterr()
     assert {"[01] words on stdout", "[13] one", "[13] two"} <= set(shown.out.splitlines())
     assert "[13] 2/2" in shown.err.splitlines() and "1/2" not in shown.err
+
+
+def test_two_threads_can_parse_at_once():
+    """With `ast.parse` itself Python 3.11 fails here: a collection in the midst of one lets the other in."""
+    text, faults = (ROOT / "vqlora" / "train.py").read_text(encoding="utf-8"), []
+
+    def read():
+        try:
+            for _ in range(10):
+                parse(text)
+        except SystemError as fault:
+            faults.append(fault)
+
+    def yields(*_):
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(yields)
+    gc.set_threshold(50)
+    try:
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(yields)
+    assert not faults

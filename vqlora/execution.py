@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from vqlora.identity import parse
+
 
 class Marked:
     """A stream whose lines begin with `mark` and come whole, so that those of two notebooks do not mix.
@@ -86,6 +88,6 @@ def parameter_names(path: Path) -> list[str]:
     """Names that the cell tagged `parameters` sets."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
-    trees = [ast.parse("".join(cell["source"])) for cell in tagged]
+    trees = [parse("".join(cell["source"])) for cell in tagged]
     return [node.id for tree in trees for node in ast.walk(tree)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]

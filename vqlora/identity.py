@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "av", "decord", "numpy", "pycocoevalcap")
 GENERATED = ("figures", "paper/generated", "results")        # made by make: no dirty tree
+_PARSER = Lock()
 
 
 def digest(*parts: Any) -> str:
@@ -76,9 +78,15 @@ def module_file(name: str, package: Path = PACKAGE) -> Path | None:
     return None
 
 
+def parse(text: str | bytes, name: str = "<text>") -> ast.Module:
+    """A syntax tree. One at a time: two threads that parse confuse Python 3.11 about how deep each one is."""
+    with _PARSER:
+        return ast.parse(text, filename=name)
+
+
 @cache
 def _parsed(path: Path, _mtime_ns: int, name: str) -> tuple[str, frozenset[str]]:
-    tree = ast.parse(path.read_bytes(), filename=str(path))
+    tree = parse(path.read_bytes(), str(path))
     return tree_hash(tree), frozenset(imports_of(tree, name, path.name == "__init__.py"))
 
 

@@ -6,7 +6,6 @@ there, unchanged. Deciding that imports neither torch nor Jupyter.
 """
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -22,7 +21,16 @@ from typing import Any
 from vqlora.console import duration, say
 from vqlora.execution import execute
 from vqlora.experiments import Profile, load_profile, reads
-from vqlora.identity import PACKAGE, code_hash, data_hash, digest, file_hash, imports_of, tree_hash
+from vqlora.identity import (
+    PACKAGE,
+    code_hash,
+    data_hash,
+    digest,
+    file_hash,
+    imports_of,
+    parse,
+    tree_hash,
+)
 from vqlora.notebooks import Here, NotebookError
 from vqlora.store import whole_file
 
@@ -75,7 +83,7 @@ class Step:
 
     def key(self, parameters: Mapping[str, Any] | None = None) -> str:
         """Hash over all that the notebook's results depend on. Prose and comments do not count."""
-        trees = [ast.parse(_plain_python(text)) for kind, text in self.source if kind == "code"]
+        trees = [parse(_plain_python(text)) for kind, text in self.source if kind == "code"]
         code = code_hash(sorted(set().union(*(imports_of(tree) for tree in trees))) if trees else [])
         profile = self.here.profile
         built_on = {need: _tree(self.here.build / "results" / need) for need in needs(self.name, profile)}
