@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from vqlora.report.keys import ResultsError
 from vqlora.report.recompute import CHECKS
 from vqlora.report.seal import SUMS, seal_faults, write_seal
 from vqlora.report.tolerances import compare_file, compare_folders, load_tolerances
-from vqlora.report.verify import verify
+from vqlora.report.verify import recomputed, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCES = ROOT / "results" / "tolerances.toml"
@@ -330,3 +331,25 @@ def test_accept_refuses_what_is_stale_and_what_a_sentence_denies(made):
     (made / "build" / "full" / "results" / "03_main" / "manifest.json").unlink()
     with pytest.raises(ResultsError, match="has not run to its end"):
         accept("03_main", "full", made)
+
+
+def test_what_was_recomputed_is_kept_until_results_change(tmp_path, monkeypatch):
+    asked = []
+
+    def faults(results):
+        asked.append(results)
+        return [f"{results / 'one.csv'}: wrong"] if "0" in (results / "one.csv").read_text() else []
+
+    (tmp_path / "results" / "01_data").mkdir(parents=True)
+    file = tmp_path / "results" / "01_data" / "one.csv"
+    file.write_text("1")
+    check = SimpleNamespace(file="one.csv", source="two.csv", slow=False, ready=lambda results: True,
+                            faults=lambda results: faults(results / "01_data"))  # fmt: skip
+    monkeypatch.setattr("vqlora.report.verify.CHECKS", [check])
+    kept = tmp_path / "build" / "recomputed.json"
+    for text, status, times in (("1", "ok", 1), ("1", "ok", 1), ("0", "failed", 2), ("0", "failed", 2)):
+        file.write_text(text)
+        (line,) = recomputed(tmp_path / "results", kept=kept)
+        assert line.status == status and len(asked) == times
+    kept.write_text("{")
+    assert recomputed(tmp_path / "results", kept=kept)[0].status == "failed" and len(asked) == 3

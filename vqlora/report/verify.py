@@ -10,16 +10,19 @@ follow from finer ones come out again; and does any sentence claim what the numb
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vqlora.files import write_atomic
+from vqlora.identity import code_hash, digest
 from vqlora.report.cells import plain
 from vqlora.report.claims import Judged, judge_claims, load_claims, text_faults
 from vqlora.report.keys import ResultsError
 from vqlora.report.paper import REFERENCE, results_dir
 from vqlora.report.recompute import CHECKS
-from vqlora.report.seal import seal_faults
+from vqlora.report.seal import seal_faults, sums
 from vqlora.report.tolerances import compare_folders, load_tolerances
 
 OK, FAILED, SKIPPED = "ok", "failed", "not checked"
@@ -75,7 +78,7 @@ def verify(profile: str, root: Path | str = ".", *, quick: bool = False) -> Outc
     if profile != REFERENCE:
         outcome.lines += regenerated(results_dir(profile, root), root / "results")
     outcome.lines += _listed("reference", "committed files and numbers in the prose", seal_faults(root))
-    outcome.lines += recomputed(root / "results", quick=quick)
+    outcome.lines += recomputed(root / "results", quick=quick, kept=root / "build" / "recomputed.json")
     claims = load_claims(root / "paper" / "claims.yaml")
     outcome.claims = judge_claims(claims, results_dir(profile, root), strict=profile == REFERENCE)
     faults = text_faults(claims, outcome.claims, root / "paper" / "sections")
@@ -100,9 +103,14 @@ def regenerated(found: Path, reference: Path) -> list[Line]:
     return lines or [Line("regenerated", str(found), SKIPPED, "nothing that the reference holds")]
 
 
-def recomputed(results: Path, *, quick: bool = False) -> list[Line]:
-    """A line for each file that follows from others."""
-    lines = []
+def recomputed(results: Path, *, quick: bool = False, kept: Path | None = None) -> list[Line]:
+    """A line for each file that follows from others.
+
+    kept: a file that keeps what was found, so that the same results are not computed again by the same code.
+    """
+    key = digest(code_hash(["vqlora.report.recompute"]), sums(results.parent)) if kept else ""
+    lines, before = [], _read(kept, key)
+    found = dict(before)
     for check in CHECKS:
         what = f"{check.file} from {check.source}"
         if not check.ready(results):
@@ -110,8 +118,20 @@ def recomputed(results: Path, *, quick: bool = False) -> list[Line]:
         elif quick and check.slow:
             lines.append(Line("recomputed", what, SKIPPED, "slow; `make verify` does it"))
         else:
-            lines += _listed("recomputed", what, check.faults(results))
+            if what not in found:
+                found[what] = list(check.faults(results))
+            lines += _listed("recomputed", what, found[what])
+    if kept and found != before:
+        write_atomic(kept, json.dumps({"key": key, "faults": found}, indent=1) + "\n")
     return lines
+
+
+def _read(kept: Path | None, key: str) -> dict[str, list[str]]:
+    try:
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept else {}
+    except (OSError, ValueError):
+        known = {}
+    return known["faults"] if known.get("key") == key else {}
 
 
 def _listed(part: str, what: str, faults: Iterable[str]) -> list[Line]:
