@@ -42,7 +42,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_committed_profile_is_valid_and_compares_all_arms_on_all_domains(name):
     profile = load_profile(name, ROOT)
-    compared = [profile.main] if profile.main else profile.hub
+    compared = [profile.main] if profile.main else [*profile.hub, *profile.confirm]
     assert compared
     for main in compared:
         runs = main.runs()
@@ -131,9 +131,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     ):
         (tmp_path / name).write_bytes(data)
         assert wanted in message(tmp_path / name)
-    with pytest.raises(
-        ConfigError, match=r"profile 'cpuu' is not known \(did you mean 'cpu'\?\); allowed: cpu, full"
-    ):
+    wanted = r"profile 'cpuu' is not known \(did you mean 'cpu'\?\); allowed: confirm, cpu, full"
+    with pytest.raises(ConfigError, match=wanted):
         load_profile("cpuu", ROOT)
 
 

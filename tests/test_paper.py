@@ -219,7 +219,7 @@ def test_every_label_is_referred_to_and_every_reference_has_its_label():
 
 def test_only_packages_of_the_small_latex_set():
     allowed = "fontenc inputenc lmodern geometry microtype amsmath amssymb graphicx booktabs subcaption"
-    allowed = {*allowed.split(), "natbib", "hyperref", "vqkeys"}
+    allowed = {*allowed.split(), "float", "natbib", "hyperref", "vqkeys"}
     used = {
         name
         for group in re.findall(r"\\usepackage(?:\[[^]]*\])?\{([^}]*)\}", read(PAPER / "main.tex"))

@@ -104,8 +104,8 @@ def test_ranks_are_read_back_by_layer_and_drawn():
     moved = rank_study.spread_over_seeds(layers).set_index(["domain", "arm"])["moved_frac"]
     assert moved["visual", "a"] == 0 and moved["visual", "b"] == pytest.approx(1 / 21)
     figure = ranks_by_layer(layers)
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert np.allclose(shown[0], [[8, 2, 0], [0.5, 4, 6]])
+    shown = figure.axes[0].collections[0].get_array()
+    assert np.allclose(shown, [[8, 2, 0], [0.5, 4, 6]])
     plt.close(figure)
 
 
