@@ -46,6 +46,10 @@ def test_holm_is_over_all_primary_claims_and_verdicts_follow():
         ("bits", "language"): "supported", ("bits", "visual"): "supported", ("gate", "inserts"): "supported",
         ("gate", "cutaways"): "denied", ("ranks", "language"): "supported", ("ranks", "visual"): "denied",
     }  # fmt: skip
+    counts = confirm_study.overall(tests).set_index(["of", "metric"])["value"]
+    words = ("claims", "supported", "denied", "undecided")
+    assert [counts["primary", f"{word}_count"] for word in words] == [6, 4, 2, 0]
+    assert counts["primary", "denied_names"] == "gate on cutaways, ranks on visual"
     assert tests.loc[tests["family"] == "beside", "comparison"].unique().tolist() == ["rank_vs_plain"]
 
 

@@ -19,6 +19,7 @@ from vqlora.report.recompute import CHECKS
 from vqlora.report.seal import SUMS, seal_faults, write_seal
 from vqlora.report.tolerances import compare_file, compare_folders, load_tolerances
 from vqlora.report.verify import recomputed, verify
+from vqlora.report.verify import regenerated as compared
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCES = ROOT / "results" / "tolerances.toml"
@@ -346,10 +347,28 @@ def test_what_was_recomputed_is_kept_until_results_change(tmp_path, monkeypatch)
     check = SimpleNamespace(file="one.csv", source="two.csv", slow=False, ready=lambda results: True,
                             faults=lambda results: faults(results / "01_data"))  # fmt: skip
     monkeypatch.setattr("vqlora.report.verify.CHECKS", [check])
-    kept = tmp_path / "build" / "recomputed.json"
+    kept = tmp_path / "build" / "checked" / "recomputed.json"
     for text, status, times in (("1", "ok", 1), ("1", "ok", 1), ("0", "failed", 2), ("0", "failed", 2)):
         file.write_text(text)
         (line,) = recomputed(tmp_path / "results", kept=kept)
         assert line.status == status and len(asked) == times
     kept.write_text("{")
     assert recomputed(tmp_path / "results", kept=kept)[0].status == "failed" and len(asked) == 3
+
+
+def test_comparisons_are_kept_until_either_side_changes(checkout, monkeypatch):
+    found, reference, asked = regenerated(checkout), checkout / "results", []
+
+    def compare(*folders):
+        asked.append(folders)
+        return compare_folders(*folders)
+
+    monkeypatch.setattr("vqlora.report.verify.compare_folders", compare)
+    kept = checkout / "build" / "checked" / "cpu.json"
+    lines = compared(found, reference, kept=kept)
+    assert compared(found, reference, kept=kept) == lines == compared(found, reference)
+    assert len(asked) == 2  # once for the keeping, once without
+    for folder, times in ((found, 3), (reference, 4)):
+        replace(folder / "03_main" / "summary.csv", "language,qlora,nll,0.7475", "language,qlora,nll,9.7475")
+        again = compared(found, reference, kept=kept)
+        assert len(asked) == times and (again == lines) == (folder == reference)

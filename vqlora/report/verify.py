@@ -10,20 +10,20 @@ follow from finer ones come out again; and does any sentence claim what the numb
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 
-from vqlora.files import write_atomic
-from vqlora.identity import code_hash, digest
+from vqlora.identity import folder_hash
 from vqlora.report.cells import plain
 from vqlora.report.claims import Judged, judge_claims, load_claims, text_faults
+from vqlora.report.kept import Kept
 from vqlora.report.keys import ResultsError
 from vqlora.report.paper import REFERENCE, results_dir
 from vqlora.report.recompute import CHECKS
 from vqlora.report.seal import seal_faults, sums
-from vqlora.report.tolerances import compare_folders, load_tolerances
+from vqlora.report.tolerances import Tolerances, compare_folders, load_tolerances
 
 OK, FAILED, SKIPPED = "ok", "failed", "not checked"
 
@@ -74,11 +74,12 @@ def verify(profile: str, root: Path | str = ".", *, quick: bool = False) -> Outc
     root = Path(root)
     if profile == "smoke":
         raise ResultsError("smoke: its numbers mean nothing, there is nothing to verify; take cpu or full")
-    outcome = Outcome(profile)
+    outcome, checked = Outcome(profile), root / "build" / "checked"
     if profile != REFERENCE:
-        outcome.lines += regenerated(results_dir(profile, root), root / "results")
+        found = results_dir(profile, root)
+        outcome.lines += regenerated(found, root / "results", kept=checked / f"{profile}.json")
     outcome.lines += _listed("reference", "committed files and numbers in the prose", seal_faults(root))
-    outcome.lines += recomputed(root / "results", quick=quick, kept=root / "build" / "recomputed.json")
+    outcome.lines += recomputed(root / "results", quick=quick, kept=checked / "recomputed.json")
     claims = load_claims(root / "paper" / "claims.yaml")
     outcome.claims = judge_claims(claims, results_dir(profile, root), strict=profile == REFERENCE)
     faults = text_faults(claims, outcome.claims, root / "paper" / "sections")
@@ -86,11 +87,20 @@ def verify(profile: str, root: Path | str = ".", *, quick: bool = False) -> Outc
     return outcome
 
 
-def regenerated(found: Path, reference: Path) -> list[Line]:
-    """A line for each file that was made anew."""
+def regenerated(found: Path, reference: Path, *, kept: Path | None = None) -> list[Line]:
+    """A line for each file that was made anew. kept: as in `recomputed`."""
     tolerances = load_tolerances(reference / "tolerances.toml")
     if not found.is_dir():
         raise ResultsError(f"{found}: no results here; run `make paper` or one notebook first")
+    if kept is None:
+        return _compared(found, reference, tolerances)
+    known = Kept(kept, folder_hash(found, skip=()), folder_hash(reference, skip=()), code=[__name__])
+    lines = known.get("lines", lambda: [astuple(line) for line in _compared(found, reference, tolerances)])
+    known.save()
+    return [Line(*line) for line in lines]
+
+
+def _compared(found: Path, reference: Path, tolerances: Tolerances) -> list[Line]:
     lines = []
     for file in compare_folders(found, reference, tolerances):
         counts = ", ".join(f"{n} {kind}" for kind, n in file.cells.items())
@@ -108,9 +118,8 @@ def recomputed(results: Path, *, quick: bool = False, kept: Path | None = None) 
 
     kept: a file that keeps what was found, so that the same results are not computed again by the same code.
     """
-    key = digest(code_hash(["vqlora.report.recompute"]), sums(results.parent)) if kept else ""
-    lines, before = [], _read(kept, key)
-    found = dict(before)
+    known = Kept(kept, sums(results.parent), code=["vqlora.report.recompute"]) if kept else None
+    lines = []
     for check in CHECKS:
         what = f"{check.file} from {check.source}"
         if not check.ready(results):
@@ -118,20 +127,15 @@ def recomputed(results: Path, *, quick: bool = False, kept: Path | None = None) 
         elif quick and check.slow:
             lines.append(Line("recomputed", what, SKIPPED, "slow; `make verify` does it"))
         else:
-            if what not in found:
-                found[what] = list(check.faults(results))
-            lines += _listed("recomputed", what, found[what])
-    if kept and found != before:
-        write_atomic(kept, json.dumps({"key": key, "faults": found}, indent=1) + "\n")
+            faults = partial(_faults, check, results)
+            lines += _listed("recomputed", what, known.get(what, faults) if known else faults())
+    if known:
+        known.save()
     return lines
 
 
-def _read(kept: Path | None, key: str) -> dict[str, list[str]]:
-    try:
-        known = json.loads(kept.read_text(encoding="utf-8")) if kept else {}
-    except (OSError, ValueError):
-        known = {}
-    return known["faults"] if known.get("key") == key else {}
+def _faults(check, results: Path) -> list[str]:
+    return list(check.faults(results))
 
 
 def _listed(part: str, what: str, faults: Iterable[str]) -> list[Line]:

@@ -3,6 +3,7 @@
     runs = [run_grid(part.runs(base=here.base), here.store, here.profile) for part in parts]
     tests = judge(parts, runs)                    # part, domain, comparison, .., p_holm, verdict, family
     summary = summarise(parts, runs)              # part, domain, arm, metric, value, low, high
+    counts = overall(tests)                       # of, metric, value
 """
 
 from __future__ import annotations
@@ -46,3 +47,15 @@ def summarise(parts: Sequence[ConfirmPart], runs: Sequence[Sequence[StoredRun]])
              for part, own in zip(parts, runs, strict=True)]  # fmt: skip
     table = pd.concat(found, ignore_index=True)
     return table[["part", *(name for name in table.columns if name != "part")]]
+
+
+def overall(tests: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts by family (of, metric, value): how many claims, how many and which of each verdict."""
+    rows = []
+    for family, own in tests.groupby("family", sort=False):
+        rows.append((family, "claims_count", len(own)))
+        for verdict in ("supported", "denied", "undecided"):
+            held = own[own["verdict"] == verdict]
+            names = ", ".join(f"{row.part} on {row.domain}" for row in held.itertuples())
+            rows += [(family, f"{verdict}_count", len(held)), (family, f"{verdict}_names", names or "none")]
+    return pd.DataFrame(rows, columns=["of", "metric", "value"])
