@@ -35,7 +35,7 @@ __all__ = ["GridError", "RunResult", "RunStore", "StoreError", "StoredRun", "bas
            "write_csv", "write_results"]
 
 # What `baselines` and `train` take by name, so that a change of it reruns only the arms that use it.
-ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer"), "adalora": ("vqlora.rivals",),
+ARM_MODULES = {"vqlora": ("vqlora.arms.gated", "vqlora.optimizer"), "adalora": ("vqlora.rivals",),
                "eva": ("vqlora.rivals",), "houlsby": ("vqlora.arms.houlsby",),
                "prefix": ("vqlora.arms.prefix",), "posttrain": ("vqlora.arms.posttrain",)}
 RANK_MODULES = ("vqlora.ranks.runs",)                        # of runs that name an allocator
