@@ -126,6 +126,16 @@ def test_a_loss_may_differ_in_its_last_digits_and_more_on_another_processor(chec
     assert "(statistical" in faults_of(made, checkout)[0]
 
 
+def test_peaks_are_not_compared_between_processors_that_compute_in_other_dtypes(checkout):
+    made = regenerated(checkout)
+    summary = pd.read_csv(made / "03_main" / "summary.csv")
+    summary.loc[summary["metric"] == "train_bytes", ["value", "low", "high"]] *= 0.6
+    summary.to_csv(made / "03_main" / "summary.csv", index=False)
+    assert any("train_bytes" in fault for fault in faults_of(made, checkout))
+    replace(made / "03_main" / "manifest.json", "avx2", "avx512_bf16")
+    assert faults_of(made, checkout) == []
+
+
 def test_counts_are_exact_and_rows_may_not_vanish(checkout):
     made = regenerated(checkout)
     replace(made / "03_main" / "settings.csv", "steps,60", "steps,61")

@@ -34,6 +34,7 @@ class Rule(Settings):
     kind: Literal["exact", "numeric", "statistical", "machine"]
     relative: float = Field(0.0, ge=0)
     absolute: float = Field(0.0, ge=0)
+    elsewhere: Literal["statistical", "machine"] = "statistical"  # numeric, on another kind of machine
     spread: float | None = Field(None, ge=0)  # `absolute` where a numeric rule is used as a statistical one
     share: float = Field(0.0, ge=0)  # `relative` there
     why: str = Field(min_length=10)
@@ -173,7 +174,7 @@ def _compare_row(out, name, key, mine, theirs, rows, tolerances, same, alike) ->
         rule = tolerances.of(name, metric)
         kind = rule.kind
         if kind == "numeric" and not alike:
-            kind = "statistical"
+            kind = rule.elsewhere
         if kind == "statistical" and rule.kind == "numeric" and _is_text(reference):
             kind = "machine"  # words of a model that was trained elsewhere
         # Ends of an interval over other seeds: what lies between is compared. Empty: nothing to count there.
