@@ -53,6 +53,7 @@ ARM_MODULES = {"vqlora": ("vqlora.adapter", "vqlora.optimizer"), "adalora": ("vq
                "prefix": ("vqlora.arms.prefix",), "posttrain": ("vqlora.arms.posttrain",)}
 RANK_MODULES = ("vqlora.ranks.runs",)                        # of runs that name an allocator
 JUDGE_MODULES = ("vqlora.selection.judge",)                  # where policies are judged
+SOUND_MODULES = ("vqlora.sound.store",)                      # of runs that listen
 DATA_MODULES = ("vqlora.data.sources", "vqlora.data.small")  # of runs on data that are not rendered
 Execute = Callable[[RunSettings, Path, Path], Any]           # (settings, data_root, work) -> RunResult
 REFRESH_S = 5.0
@@ -175,8 +176,8 @@ def _reporting(settings: RunSettings):
 
 def _module(settings: RunSettings) -> str:
     """Name of the module whose `execute` makes a run: checkpoints of the hub have their own."""
-    if is_hub(settings.base) and settings.generalizes:
-        raise ValueError("languages, also_*: go with the embedded base alone; allowed: none of them")
+    if is_hub(settings.base) and (settings.generalizes or settings.sound):
+        raise ValueError("languages, also_*, sound: go with the embedded base alone; allowed: none of them")
     own = "vqlora.general.run" if settings.generalizes else "vqlora.train"
     return "vqlora.hub.run" if is_hub(settings.base) else own
 
@@ -202,7 +203,7 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
 def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
     """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
     needed = [(execute.__module__ if execute else _module(run), *ARM_MODULES.get(run.arm, ()),
-               *(RANK_MODULES if run.ranks is not None else ()),
+               *(RANK_MODULES if run.ranks is not None else ()), *(SOUND_MODULES if run.sound else ()),
                *(JUDGE_MODULES if run.judge else ()), *(DATA_MODULES if run.data else ()))
               for run in runs]
     hashes = {modules: code_hash(modules) for modules in set(needed)}
@@ -226,8 +227,7 @@ def _data_hash(data_root: Path, domain: str, root: str | None, *also: str) -> st
         return digest(*(data_hash(data_root, name) for name in (domain, *also)))
     if root is None:
         return data_hash(data_root, domain)
-    from vqlora.data.sources import source_hash
-    return source_hash(root)
+    return importlib.import_module("vqlora.data.sources").source_hash(root)
 
 
 def _predict(tasks: Iterable[Task], store: RunStore) -> None:

@@ -38,7 +38,8 @@ _DRAWN = ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks",
           "09_rank_size_and_placement", "10_scaling", "11_generalization", "12_qualitative")
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 _ON_DATA = ("00_tour", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames", "08_bits",
-            "09_rank_size_and_placement", "11_generalization", "14_checkpoints", "15_confirmation")
+            "09_rank_size_and_placement", "11_generalization", "14_checkpoints", "15_confirmation",
+            "16_sound")
 NEEDS = {**dict.fromkeys(_ON_DATA, ("01_data",)), "01_data": (), "04_cost": ("03_main",),
          "12_qualitative": ("03_main",), "13_architectures": (),
          "10_scaling": ("03_main", "06_ranks", "07_frames", "08_bits", "09_rank_size_and_placement"),
@@ -51,7 +52,8 @@ _PAPER = {"90_figures": "figures", "91_tables": "generated"}     # parts of the 
 SECTIONS = {"01_data": "data", "04_cost": "cost", "05_temporal": "temporal", "06_ranks": "ranks",
             "07_frames": "frames", "08_bits": "bits", "09_rank_size_and_placement": "placement",
             "10_scaling": "scaling", "11_generalization": "general", "12_qualitative": "qualitative",
-            "13_architectures": "bits", "14_checkpoints": "hub", "15_confirmation": "confirm"}
+            "13_architectures": "bits", "14_checkpoints": "hub", "15_confirmation": "confirm",
+            "16_sound": "sound"}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
 

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ class CacheError(OSError):
     """The cache cannot be written; the message names the place and what it needs."""
 
 
+NO_SOUNDS: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
 class FrameStore:
     """Decoded frames of clips. `store[i]` and `store[clip_id]` are uint8 `[T, H, W, 3]`, read-only, not
     copied.
@@ -41,8 +45,11 @@ class FrameStore:
     `clips` are the usable ones, in the order given, and `store[i]` belongs to `clips[i]`; `left_out` lists
     the others with the reason. T, H and W may differ from clip to clip, unless `size` makes every frame a
     square of so many pixels; with it, `fps` keeps so many frames a second (`vqlora.data.small`). Cheap to
-    pickle: workers map the same files. Raises CacheError when the disk is full.
+    pickle: workers map the same files. Raises CacheError when the disk is full. `sounds` is what is heard
+    beside the frames, by clip id; there is none until somebody asks for it (`vqlora.sound.store`).
     """
+
+    sounds = NO_SOUNDS
 
     def __init__(self, clips: Iterable[Clip], cache_dir: Path = CACHE_DIR, *, workers: int | None = None,
                  progress: bool = True, size: int | None = None, fps: float | None = None):
@@ -91,6 +98,8 @@ class FrameStore:
 class ArrayStore:
     """The same interface over frames in memory, for clips that are drawn and not decoded. Arrays `[T, H, W,
     3]`."""
+
+    sounds = NO_SOUNDS
 
     def __init__(self, clips: Sequence[Clip], frames: Sequence[np.ndarray]):
         if len(clips) != len(frames):
