@@ -34,10 +34,9 @@ class KineAudioTower(nn.Module):
     def forward(self, sound: Tensor) -> Tensor:
         if sound.ndim != 3 or sound.shape[-1] != self.bands:
             raise ValueError(f"sound: shape {tuple(sound.shape)}; expected [B, S, {self.bands}]")
-        x = sound.to(self.time.weight.dtype)
-        change = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:] - x[:, :-1]], dim=1)
-        x = self.linear_2(F.gelu(self.linear_1(torch.cat([x, change], dim=-1)), approximate="tanh"))
+        change = torch.cat([torch.zeros_like(sound[:, :1]), sound[:, 1:] - sound[:, :-1]], dim=1)
+        x = self.linear_2(F.gelu(self.linear_1(torch.cat([sound, change], dim=-1)), approximate="tanh"))
         x = F.layer_norm(x, x.shape[-1:])  # of unit size, as the projector's
-        windows = x.shape[1]
-        times = (torch.arange(windows, device=x.device) + 0.5) / windows
+        clips, windows = x.shape[:2]
+        times = ((torch.arange(windows, device=x.device) + 0.5) / windows).expand(clips, windows)
         return x + self.time(clock(times).to(x.dtype))

@@ -275,7 +275,7 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """``sound [B, S, bands]`` -> ``[B, S, D]``. Raises ValueError for a model without an audio tower."""
         if not self.config.audio_bands:
             raise ValueError("sound: this model has no audio tower (audio_bands: 0); see vqlora.sound.align")
-        return self.model.audio_tower(sound)
+        return self.model.audio_tower(sound.to(self.dtype))
 
     def forward(
         self,
