@@ -64,6 +64,7 @@ class ClipDataset(torch.utils.data.Dataset):
         self._fixed = isinstance(select, str) and select not in CHANCE
         self._chosen: dict[tuple[str, int], np.ndarray] = {}  # by clip and number of frames
         self._features: dict[str, np.ndarray] = {}
+        self._sounds = getattr(store, "sounds", {})  # frames drawn in memory have none
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -82,7 +83,7 @@ class ClipDataset(torch.utils.data.Dataset):
         if len(chosen) < frames:
             chosen = chosen[np.arange(frames) * len(chosen) // frames]
         features = features[chosen] if features is not None else None
-        times, sound = frame_times(chosen, len(shown)), self.store.sounds.get(clip.id)
+        times, sound = frame_times(chosen, len(shown)), self._sounds.get(clip.id)
         return Item(clip, shown[chosen], times, index, epoch, features, sound)
 
     def _look(self, clip: Clip, shown: np.ndarray, count: int, rng: np.random.Generator):

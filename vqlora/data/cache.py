@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,6 @@ class CacheError(OSError):
     """The cache cannot be written; the message names the place and what it needs."""
 
 
-NO_SOUNDS: Mapping[str, np.ndarray] = MappingProxyType({})
-
-
 class FrameStore:
     """Decoded frames of clips. `store[i]` and `store[clip_id]` are uint8 `[T, H, W, 3]`, read-only, not
     copied.
@@ -48,8 +44,6 @@ class FrameStore:
     pickle: workers map the same files. Raises CacheError when the disk is full. `sounds` is what is heard
     beside the frames, by clip id; there is none until somebody asks for it (`vqlora.sound.store`).
     """
-
-    sounds = NO_SOUNDS
 
     def __init__(self, clips: Iterable[Clip], cache_dir: Path = CACHE_DIR, *, workers: int | None = None,
                  progress: bool = True, size: int | None = None, fps: float | None = None):
@@ -76,6 +70,7 @@ class FrameStore:
         self.left_out = tuple(LeftOut(str(c.path), c.id, bad[c.id]) for c in clips if c.id in bad)
         self._places = {good[number].id: place for number, place in self._index["places"]}
         self._maps: dict[str, np.ndarray] = {}
+        self.sounds: Mapping[str, np.ndarray] = {}
         for row in self.left_out:
             _log.warning("left out: %s", row)
 
@@ -98,8 +93,6 @@ class FrameStore:
 class ArrayStore:
     """The same interface over frames in memory, for clips that are drawn and not decoded. Arrays `[T, H, W,
     3]`."""
-
-    sounds = NO_SOUNDS
 
     def __init__(self, clips: Sequence[Clip], frames: Sequence[np.ndarray]):
         if len(clips) != len(frames):
