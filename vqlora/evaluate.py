@@ -201,8 +201,11 @@ class Reader:
         scores = None
         if shown[0].features is not None:
             scores = torch.from_numpy(np.stack([item.features for item in shown])).to(self.device)
-        prefix = self.layout.prefix(frames.shape[1])
-        cache, vectors = scoring.encode(self.model, prefix, frames, times, scores)
+        sound = None
+        if shown[0].sound is not None:
+            sound = torch.from_numpy(np.stack([item.sound for item in shown])).to(self.device)
+        prefix = self.layout.prefix(frames.shape[1], 0 if sound is None else sound.shape[1])
+        cache, vectors = scoring.encode(self.model, prefix, frames, times, scores, sound)
         return cache, vectors.float().cpu().numpy()
 
     def _decode(self, cache, stems) -> list[str]:

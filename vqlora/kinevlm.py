@@ -1,8 +1,9 @@
 """KineVLM: a LLaVA-shaped video-language model small enough to train from scratch on two cores.
 
 Glossary: B clips (rows), T frames, N = grid^2 patches a frame, M = 4 visual tokens a frame, D text width,
-L tokens. Frames never mix inside the vision tower. The projector sees each frame and its difference to the
-previous one; the decoder is the first place where all frames meet.
+L tokens, S windows of sound. Frames never mix inside the vision tower. The projector sees each frame and its
+difference to the previous one; the decoder is the first place where all frames meet. A model that listens has
+an audio tower beside the vision tower (`vqlora.kinesound`), whose tokens follow those of the frames.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from vqlora.kinesound import KineAudioTower, clock
+
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>", "<emb>", "<cap>", "<qst>", "<ans>")
 
 
 class KineVLMConfig(PreTrainedConfig):
-    """Sizes of a KineVLM: ``text_config`` is a stock ``LlamaConfig`` (or its dict), the rest its vision
-    tower's."""
+    """Sizes of a KineVLM: ``text_config`` is a stock ``LlamaConfig`` (or its dict), the rest its towers'.
+
+    ``audio_bands``: 0 for a model without an audio tower, as the released base is.
+    """
 
     model_type = "kinevlm"
     sub_configs = {"text_config": LlamaConfig}
@@ -45,6 +50,8 @@ class KineVLMConfig(PreTrainedConfig):
         text_config: dict | LlamaConfig | None = None,
         image_token_id: int = SPECIAL_TOKENS.index("<image>"),
         embed_token_id: int = SPECIAL_TOKENS.index("<emb>"),
+        audio_bands: int = 0,
+        audio_width: int = 128,
         initializer_range: float = 0.06,  # about 1 / sqrt(width): at these widths 0.02 starts too quiet
         **kwargs,
     ):
@@ -52,12 +59,15 @@ class KineVLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_size {image_size} is not a multiple of 32 (patches of 16 pixels, merged 2 x 2)"
             )
+        if audio_bands < 0:
+            raise ValueError(f"audio_bands: {audio_bands}; allowed: 0 (no sound) or more")
         self.image_size = image_size
         self.vision_width = vision_width
         self.vision_layers = vision_layers
         self.vision_heads = vision_heads
         self.projector_width = projector_width
         self.embed_width = embed_width
+        self.audio_bands, self.audio_width = audio_bands, audio_width
         if not isinstance(text_config, LlamaConfig):
             text_config = LlamaConfig(**(text_config or {}))
         self.text_config = text_config
@@ -175,24 +185,26 @@ class KineProjector(nn.Module):
         )
         change = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:] - x[:, :-1]], dim=1)
         x = self.linear_2(F.gelu(self.linear_1(torch.cat([x, change], dim=-1)), approximate="tanh"))
-        octaves = torch.arange(16, device=x.device, dtype=torch.float32)
         # Of unit size: features that may grow drown place and time, and with them the order of events.
         x = F.layer_norm(x, x.shape[-1:])
-        angle = (
-            times.float()[..., None] * torch.pi * 2.0 ** (octaves * 0.4)
-        )  # half a turn to 32 turns over a clip
-        clock = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1).to(x.dtype))
-        return (x + self.place.weight + clock[:, :, None]).flatten(1, 2)
+        when = self.time(clock(times).to(x.dtype))
+        return (x + self.place.weight + when[:, :, None]).flatten(1, 2)
 
 
 class KineModel(nn.Module):
-    """Vision tower, projector and a stock Llama decoder, under the names that LLaVA-like models use."""
+    """Vision tower, projector and a stock Llama decoder, under the names that LLaVA-like models use.
+
+    With ``audio_bands`` also an audio tower, the last of the parts: what is drawn for the others (weights,
+    adapters) does not depend on it.
+    """
 
     def __init__(self, config: KineVLMConfig):
         super().__init__()
         self.vision_tower = KineVisionTower(config)
         self.multi_modal_projector = KineProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        if config.audio_bands:
+            self.audio_tower = KineAudioTower(config)
 
 
 @dataclass
@@ -238,6 +250,7 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, KineProjector):
             init.normal_(module.place.weight, std=0.5)
+        if isinstance(module, KineProjector | KineAudioTower):
             init.normal_(module.time.weight, std=0.5 / 4)  # its input has norm 4
 
     def get_input_embeddings(self):
@@ -258,6 +271,12 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features = self.model.vision_tower(pixel_values.flatten(0, 1).to(dtype))
         return self.model.multi_modal_projector(features, frame_times)
 
+    def sound_tokens(self, sound: Tensor) -> Tensor:
+        """``sound [B, S, bands]`` -> ``[B, S, D]``. Raises ValueError for a model without an audio tower."""
+        if not self.config.audio_bands:
+            raise ValueError("sound: this model has no audio tower (audio_bands: 0); see vqlora.sound.align")
+        return self.model.audio_tower(sound.to(self.dtype))
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -270,19 +289,24 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        sound: Tensor | None = None,
         **kwargs,
     ) -> KineOutput:
         """Shapes: ``input_ids``, ``attention_mask``, ``labels [R, L]`` (-100 where nothing is learned).
 
         R is a multiple of the B clips in ``pixel_values``: several rows of text may share one clip, whose
-        frames are then encoded once.
+        frames are then encoded once. ``sound [B, S, bands]`` goes with ``pixel_values``: a clip's last S
+        ``<image>`` tokens stand for its windows.
 
         Raises ValueError if the number of ``<image>`` tokens and visual tokens differ.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
-            inputs_embeds = self._fill(input_ids, inputs_embeds, self.video_tokens(pixel_values, frame_times))
+            shown = self.video_tokens(pixel_values, frame_times)
+            if sound is not None:
+                shown = torch.cat([shown, self.sound_tokens(sound)], dim=1)
+            inputs_embeds = self._fill(input_ids, inputs_embeds, shown)
         out = self.model.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -329,6 +353,7 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values=None,
         pixel_values=None,
         frame_times=None,
+        sound=None,
         is_first_iteration=False,
         **kwargs,
     ):
@@ -337,6 +362,7 @@ class KineVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs.update(pixel_values=pixel_values, frame_times=frame_times)
+            inputs |= {} if sound is None else {"sound": sound}
         return inputs
 
 

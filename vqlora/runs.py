@@ -40,6 +40,7 @@ ARM_MODULES = {"vqlora": ("vqlora.arms.gated", "vqlora.optimizer"), "adalora": (
                "prefix": ("vqlora.arms.prefix",), "posttrain": ("vqlora.arms.posttrain",)}
 RANK_MODULES = ("vqlora.ranks.runs",)                        # of runs that name an allocator
 JUDGE_MODULES = ("vqlora.selection.judge",)                  # where policies are judged
+SOUND_MODULES = ("vqlora.sound.store",)                      # of runs that listen
 DATA_MODULES = ("vqlora.data.sources", "vqlora.data.small")  # of runs on data that are not rendered
 
 
@@ -142,7 +143,7 @@ def _resolved(runs: list[RunSettings], dtype: str | None) -> list[RunSettings]:
 def _codes(runs: Sequence[RunSettings], execute: Execute | None) -> list[str]:
     """The hash of the code that each run depends on: only gated arms depend on the adapter's."""
     needed = [(execute.__module__ if execute else module_of(run), *ARM_MODULES.get(run.arm, ()),
-               *(RANK_MODULES if run.ranks is not None else ()),
+               *(RANK_MODULES if run.ranks is not None else ()), *(SOUND_MODULES if run.sound else ()),
                *(JUDGE_MODULES if run.judge else ()), *(DATA_MODULES if run.data else ()))
               for run in runs]
     hashes = {modules: code_hash(modules) for modules in set(needed)}
@@ -166,8 +167,7 @@ def _data_hash(data_root: Path, domain: str, root: str | None, *also: str) -> st
         return digest(*(data_hash(data_root, name) for name in (domain, *also)))
     if root is None:
         return data_hash(data_root, domain)
-    from vqlora.data.sources import source_hash
-    return source_hash(root)
+    return importlib.import_module("vqlora.data.sources").source_hash(root)
 
 
 def _predict(tasks: Iterable[Task], store: RunStore) -> None:

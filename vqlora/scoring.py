@@ -69,16 +69,18 @@ def below(model: nn.Module) -> nn.Module:
 
 
 def encode(model: nn.Module, prefix: Sequence[int], pixel_values: Tensor, frame_times: Tensor,
-           frame_features: Tensor | None = None):
+           frame_features: Tensor | None = None, sound: Tensor | None = None):
     """Read clips once: (key/value cache of B rows, retrieval vectors [B, E]).
 
     prefix: token ids every clip starts with; pixel_values [B, T, 3, H, W]; frame_times [B, T]; frame_features
-    [B, T, n] for adapters whose gates read them.
+    [B, T, n] for adapters whose gates read them; sound [B, S, bands] of models that listen.
     """
     ids = torch.tensor([list(prefix)] * len(pixel_values), device=pixel_values.device)
     seen = {"pixel_values": pixel_values, "frame_times": frame_times}
     if frame_features is not None:
         seen["frame_features"] = frame_features
+    if sound is not None:
+        seen["sound"] = sound
     out = model(input_ids=ids, **seen, use_cache=True, logits_to_keep=1)
     return out.past_key_values, below(model).embed(out.last_hidden_state, ids)
 

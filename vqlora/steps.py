@@ -38,11 +38,14 @@ _DRAWN = ("01_data", "02_base", "03_main", "04_cost", "05_temporal", "06_ranks",
           "09_rank_size_and_placement", "10_scaling", "11_generalization", "12_qualitative")
 # What a notebook builds on. 02_base is added where the profile trains its own base.
 _ON_DATA = ("00_tour", "02_base", "03_main", "05_temporal", "06_ranks", "07_frames", "08_bits",
-            "09_rank_size_and_placement", "11_generalization", "14_checkpoints", "15_confirmation")
+            "09_rank_size_and_placement", "11_generalization", "14_checkpoints", "15_confirmation",
+            "16_sound")
 NEEDS = {**dict.fromkeys(_ON_DATA, ("01_data",)), "01_data": (), "04_cost": ("03_main",),
          "12_qualitative": ("03_main",), "13_architectures": (),
          "10_scaling": ("03_main", "06_ranks", "07_frames", "08_bits", "09_rank_size_and_placement"),
          "90_figures": _DRAWN, "91_tables": (*_DRAWN, "13_architectures")}
+# What it builds on as well where the profile makes it.
+WHERE_MADE = {"91_tables": ("16_sound",)}
 # What a notebook comes after where both are made, without building on it: it takes up runs.
 AFTER = {"08_bits": ("03_main",)}
 _PAPER = {"90_figures": "figures", "91_tables": "generated"}     # parts of the paper that notebooks make
@@ -51,7 +54,8 @@ _PAPER = {"90_figures": "figures", "91_tables": "generated"}     # parts of the 
 SECTIONS = {"01_data": "data", "04_cost": "cost", "05_temporal": "temporal", "06_ranks": "ranks",
             "07_frames": "frames", "08_bits": "bits", "09_rank_size_and_placement": "placement",
             "10_scaling": "scaling", "11_generalization": "general", "12_qualitative": "qualitative",
-            "13_architectures": "bits", "14_checkpoints": "hub", "15_confirmation": "confirm"}
+            "13_architectures": "bits", "14_checkpoints": "hub", "15_confirmation": "confirm",
+            "16_sound": "sound"}
 OUTPUTS = (".csv", ".json", ".png", ".pdf", ".tex", ".md")
 MACHINE_BOUND = ("manifest.json",)                           # differs from run to run; nothing is built on it
 
@@ -172,6 +176,7 @@ def find(text: str, root: Path) -> str:
 def needs(name: str, profile: Profile) -> tuple[str, ...]:
     """Notebooks whose results `name` builds on under `profile`."""
     direct = NEEDS.get(name, ("01_data",)) if profile.data else ()
+    direct += tuple(also for also in WHERE_MADE.get(name, ()) if getattr(profile, SECTIONS[also]))
     trained_here = profile.base.pretrain and "base" in reads(name)
     lacking = name not in ("01_data", "02_base") and "02_base" not in direct
     return (*direct, "02_base") if trained_here and lacking else direct

@@ -74,7 +74,7 @@ def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: st
     values = settings.model_dump(mode="json", exclude=set(UNUSED))
     unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
     unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
-    unused |= {name for name in (*OF_RANKS, "data", "prompt") if values[name] is None}
+    unused |= {name for name in (*OF_RANKS, "data", "prompt", "sound") if values[name] is None}
     unused |= {name for name in OF_GENERAL if not values[name]}
     if values["data"]:
         del values["data"]["root"]                           # the data's bytes count, not their place

@@ -5,7 +5,10 @@
     f = with_clip_means(f, clip, clips)           # [F + B, 6]: rows F + b for what shows no frame
     gate_values("rank", head(tanh(trunk(f))), r)  # [F + B, r], 2·sigmoid: 1 where the head gives 0
 
-Glossary: F frames of all clips together, clip by clip in the order of time; B clips; n features; r rank.
+Windows of sound have features of the same names: `window_features`.
+
+Glossary: F frames of all clips together, clip by clip in the order of time; B clips; W windows of sound,
+likewise; n features; r rank.
 A frame's features depend on its own clip alone, not on what else is in the batch.
 """
 
@@ -29,6 +32,15 @@ PIXEL_FEATURES = {
     "time": (0.5, 0.33),  # place between the first (0) and the last (1) frame
     "median_distance": (0.05, 0.06),  # mean |difference to the clip's median frame|
     "neighbour_distance": (0.03, 0.04),  # smaller mean |difference| to the previous and the next frame
+}
+# the same questions asked of windows of sound: (mean, standard deviation) over clips with an event or three
+SOUND_FEATURES = {
+    "motion": (0.065, 0.12),  # mean |difference to the previous window| of band energies, bels
+    "entropy": (0.1, 0.18),  # of how the energies share out over the bands, 1 = all alike, 0 in silence
+    "scene": (0.13, 0.2),  # total variation between these shares and the previous window's
+    "time": (0.5, 0.3),  # place between the first (0) and the last (1) window
+    "median_distance": (0.05, 0.12),  # mean |difference to the clip's median window|; its loudness, mostly
+    "neighbour_distance": (0.03, 0.07),  # smaller mean |difference| to the previous and the next window
 }
 _SIDE, _BLOCKS, _LEVELS = 32, 4, 16  # frames are averaged down to 32 x 32 first
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -67,18 +79,40 @@ def pixel_features(
         bits = -torch.special.xlogy(share, share).sum(-1).mean(-1) / math.log(_LEVELS)
         shades = share.mean(dim=1)
         before = _to_previous(luma.flatten(1), clip)
-        after = torch.cat([before[1:], before.new_zeros(1)])  # to the next frame
-        first, last = _ends(clip)
-        nearest = torch.minimum(torch.where(first, after, before), torch.where(last, before, after))
         found = {
             "motion": before,
             "entropy": bits,
             "scene": _to_previous(shades, clip) * _LEVELS / 2,
             "time": _relative_time(clip, times),
-            "median_distance": _to_median(luma, clip),
-            "neighbour_distance": nearest,
+            # a quarter of the sorting
+            "median_distance": _to_median(F.avg_pool2d(luma[:, None], 2).flatten(1), clip),
+            "neighbour_distance": _to_nearest(before, clip),
         }
         return torch.stack([found[name].to(luma.dtype) for name in names], dim=1)
+
+
+def window_features(
+    energies: Tensor, clip: Tensor, names: Sequence[str] = tuple(SOUND_FEATURES)
+) -> Tensor:
+    """Features [W, len(names)] in float32 of windows of sound [W, bands], as in `SOUND_FEATURES`.
+
+    energies: logarithmic, 0 in silence. clip: [W] clip of each window, ascending.
+    Raises ValueError for names that are no such features.
+    """
+    check_features(names)
+    with torch.no_grad(), torch.autocast(energies.device.type, enabled=False):
+        energies = energies.float()
+        share = energies / energies.sum(dim=-1, keepdim=True).clamp(min=1e-6)
+        before = _to_previous(energies, clip)
+        found = {
+            "motion": before,
+            "entropy": -torch.special.xlogy(share, share).sum(-1) / math.log(max(energies.shape[-1], 2)),
+            "scene": _to_previous(share, clip) * energies.shape[-1] / 2,
+            "time": _relative_time(clip, None),
+            "median_distance": _to_median(energies, clip),
+            "neighbour_distance": _to_nearest(before, clip),
+        }
+        return torch.stack([found[name].to(energies.dtype) for name in names], dim=1)
 
 
 def check_features(names: Sequence[str]) -> None:
@@ -181,6 +215,13 @@ def _to_previous(x: Tensor, clip: Tensor) -> Tensor:
     return torch.cat([x.new_zeros(1), difference * (clip[1:] == clip[:-1])])[: len(x)]
 
 
+def _to_nearest(before: Tensor, clip: Tensor) -> Tensor:
+    """[F] the smaller of the differences to the previous frame and to the next, of those to the previous."""
+    after = torch.cat([before[1:], before.new_zeros(1)])  # to the next frame
+    first, last = _ends(clip)
+    return torch.minimum(torch.where(first, after, before), torch.where(last, before, after))
+
+
 def _ends(clip: Tensor) -> tuple[Tensor, Tensor]:
     """([F] first frame of its clip, [F] last frame of its clip)."""
     change, end = clip[1:] != clip[:-1], torch.ones(min(len(clip), 1), dtype=torch.bool, device=clip.device)
@@ -195,9 +236,8 @@ def _relative_time(clip: Tensor, times: Tensor | None) -> Tensor:
     return (times - first) / torch.where(last > first, last - first, 1)
 
 
-def _to_median(luma: Tensor, clip: Tensor) -> Tensor:
-    """[F] mean |luma - median over the clip's frames|; of an even number, the lower middle one."""
-    coarse = F.avg_pool2d(luma[:, None], 2).flatten(1)  # a quarter of the sorting
+def _to_median(coarse: Tensor, clip: Tensor) -> Tensor:
+    """[F] mean |x - median over the clip's frames| of x [F, d]; of an even number, the lower middle one."""
     lengths = torch.unique_consecutive(clip, return_counts=True)[1].tolist()
     if len(set(lengths)) == 1:  # all clips at once
         lengths = [(len(lengths), lengths[0])]

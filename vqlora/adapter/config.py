@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import nn
 
 from vqlora.modalities import MODALITIES, Modalities, describe, linear_layers, match_names, target_modules
-from vqlora.temporal import CONTROLS, GATES, PIXEL_FEATURES, check_features
+from vqlora.temporal import CONTROLS, GATES, PIXEL_FEATURES, SOUND_FEATURES, check_features
 
 FEATURES = ("pixels", "scores")
 ALLOCATORS = ("uniform", "ratio", "entropy", "motion", "gradient", "fisher", "relative", "quantization")
@@ -43,6 +43,7 @@ class VQLoraConfig(LoraConfig):
     features: "pixels" (from the frames the model gets) or "scores" (`frame_features` [B, T, n] of a forward).
     feature_names, feature_mean, feature_std: n names and the constants that standardise them;
         `calibrate_features` measures the constants.
+    sound_mean, sound_std: the same for windows of sound, of which each name asks what it asks of frames.
     pixel_range: values of a black and a white pixel in the model's input; (-1.8, 2.1) with CLIP's constants.
     gate_hidden: width h of the trunk n -> h that the gates of one modality share.
     control: None, "constant" (the same gate for all frames, same parameters), "shuffled" (features permuted
@@ -68,6 +69,8 @@ class VQLoraConfig(LoraConfig):
     feature_names: Sequence[str] = tuple(PIXEL_FEATURES)
     feature_mean: Sequence[float] | None = None
     feature_std: Sequence[float] | None = None
+    sound_mean: Sequence[float] | None = None
+    sound_std: Sequence[float] | None = None
     pixel_range: Sequence[float] = (-1.0, 1.0)
     gate_hidden: int = 4
     selective_feature: str = "motion"
@@ -134,17 +137,19 @@ class VQLoraConfig(LoraConfig):
             raise ValueError("feature_names: empty; a gate needs at least one feature")
         if self.features == "pixels":
             check_features(self.feature_names)
-        for name, place in (("feature_mean", 0), ("feature_std", 1)):
-            values = getattr(self, name)
+        tables = {"feature": PIXEL_FEATURES, "sound": SOUND_FEATURES}
+        for name, place in ((f"{of}_{what}", n) for of in tables for n, what in enumerate(("mean", "std"))):
+            values, table = getattr(self, name), tables[name.split("_")[0]]
             if values is None:  # a feature of another name is taken to come standardised
-                values = [PIXEL_FEATURES.get(feature, (0.0, 1.0))[place] for feature in self.feature_names]
+                values = [table.get(feature, (0.0, 1.0))[place] for feature in self.feature_names]
             values = [float(value) for value in values]
             if len(values) != self.feature_count:
                 raise ValueError(f"{name}: {len(values)} values for {self.feature_count} feature_names")
             setattr(self, name, values)
-        for name, std in zip(self.feature_names, self.feature_std, strict=True):
-            if not std > 0:
-                raise ValueError(f"feature_std: {std} of {name!r} is not above 0")
+        for key in ("feature_std", "sound_std"):
+            for name, std in zip(self.feature_names, getattr(self, key), strict=True):
+                if not std > 0:
+                    raise ValueError(f"{key}: {std} of {name!r} is not above 0")
         self.pixel_range = [float(value) for value in self.pixel_range]
         if len(self.pixel_range) != 2 or not self.pixel_range[0] < self.pixel_range[1]:
             raise ValueError(f"pixel_range: {self.pixel_range}; expected (black, white) with black < white")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vqlora.adapter.config import VQLoraConfig
-from vqlora.modalities.rows import FrameRows, frame_pixels, frame_rows
-from vqlora.temporal import frame_numbers, pixel_features
+from vqlora.modalities.rows import FrameRows, frame_pixels, frame_rows, sound_windows
+from vqlora.temporal import frame_numbers, pixel_features, window_features
 
 FLOOR = 1e-6  # a feature that never changes is centred, not blown up
 
@@ -19,12 +19,13 @@ FLOOR = 1e-6  # a feature that never changes is centred, not blown up
 def calibrate_features(
     model: nn.Module, config: VQLoraConfig, batches: Iterable[Mapping[str, Any]]
 ) -> VQLoraConfig:
-    """A copy of `config` whose `feature_mean` and `feature_std` are those of all frames in `batches`.
+    """A copy of `config` whose `feature_mean` and `feature_std` are those of all frames in `batches`, and
+    `sound_mean` and `sound_std` of their windows of sound, if they have some.
 
     Batches are keyword arguments of the model's forward; with `features="scores"` they hold `frame_features`.
     The model itself is not run. Raises ValueError if no batch shows a frame.
     """
-    count, total, squares = 0, 0.0, 0.0
+    frames, heard = _Moments(), _Moments()
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     for batch in batches:
         inputs = dict(batch)
@@ -32,16 +33,33 @@ def calibrate_features(
         rows = frame_rows(model, inputs)
         if rows is None:
             continue
-        found = raw_features(model, inputs, scores, rows, config).double().cpu()
-        count, total, squares = count + len(found), total + found.sum(0), squares + found.square().sum(0)
-    if not count:
+        frames.add(raw_features(model, inputs, scores, rows, config))
+        if rows.heard is not None:
+            heard.add(raw_sound_features(model, inputs, rows, config))
+    if not frames.count:
         raise ValueError("batches: none of them shows a frame")
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=0).sqrt()
     filled = copy.copy(config)
-    filled.feature_mean = mean.tolist()
-    filled.feature_std = torch.where(std > FLOOR, std, torch.ones_like(std)).tolist()
+    filled.feature_mean, filled.feature_std = frames.found()
+    if heard.count:
+        filled.sound_mean, filled.sound_std = heard.found()
     return filled
+
+
+class _Moments:
+    """Mean and standard deviation of rows [.., n] that come piece by piece."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows.double().cpu()
+        self.count, self.total = self.count + len(rows), self.total + rows.sum(0)
+        self.squares = self.squares + rows.square().sum(0)
+
+    def found(self) -> tuple[list[float], list[float]]:
+        mean = self.total / self.count
+        std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
+        return mean.tolist(), torch.where(std > FLOOR, std, torch.ones_like(std)).tolist()
 
 
 def raw_features(
@@ -58,6 +76,13 @@ def raw_features(
     times = times.flatten() if times is not None and times.numel() == rows.frames else None
     frames = frame_pixels(model, inputs)
     return pixel_features(frames, rows.clip, times, tuple(config.pixel_range), config.feature_names)
+
+
+def raw_sound_features(
+    model: nn.Module, inputs: Mapping[str, Any], rows: FrameRows, config: VQLoraConfig
+) -> Tensor:
+    """[W, n] features of a forward's windows of sound, by the names of the frames', not yet standardised."""
+    return window_features(sound_windows(model, inputs), rows.heard, config.feature_names)
 
 
 def scores_of_frames(scores: Tensor | None, rows: FrameRows, names: Sequence[str]) -> Tensor:

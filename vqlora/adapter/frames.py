@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import LongTensor, Tensor, nn
 
-from vqlora.adapter.features import raw_features
+from vqlora.adapter.features import raw_features, raw_sound_features
 from vqlora.cache_rows import HELD
 from vqlora.modalities.rows import FrameRows, frame_rows
 from vqlora.temporal import random_features, shuffled, standardise, with_clip_means
@@ -63,7 +63,8 @@ class Frames:
         return self._rows
 
     def features(self, adapter: str, config: VQLoraConfig) -> Tensor:
-        """[F + B, n] standardised features of the frames and, as their means, of the clips.
+        """[F + B, n] standardised features of the frames and, as their means, of the clips; where windows of
+        sound are told apart [F + B + W, n], theirs behind.
 
         Without a video in the forward: one row per row of the cache it goes on from, else a single row of
         zeros, the average clip.
@@ -122,16 +123,27 @@ class Frames:
             if adapter not in self._held:
                 raise RuntimeError(f"adapter {adapter!r} was not active when this cache was filled")
             return self._held[adapter]
+        key = (config.features, *config.feature_names, *config.pixel_range)
+        if key not in self._raw and config.control != "random":  # several adapters often read the same
+            self._raw[key] = raw_features(self._model, self._inputs, self._scores, rows, config)
+        found = self._controlled(key, rows.clip, config.feature_mean, config.feature_std, config)
+        found = with_clip_means(found, rows.clip, rows.clips)
+        if rows.heard is None:
+            return found
+        key = ("sound", *config.feature_names)
+        if key not in self._raw and config.control != "random":
+            self._raw[key] = raw_sound_features(self._model, self._inputs, rows, config)
+        heard = self._controlled(key, rows.heard, config.sound_mean, config.sound_std, config)
+        return torch.cat([found, heard.to(found)])
+
+    def _controlled(self, key: tuple, clip: LongTensor, mean, std, config: VQLoraConfig) -> Tensor:
+        """Standardised features of what lies in `clip`, or what the config has instead of them."""
         if config.control == "random":
-            found = random_features(rows.clip, config.feature_count, config.control_seed)
-        else:
-            key = (config.features, *config.feature_names, *config.pixel_range)
-            if key not in self._raw:  # several adapters often read the same features
-                self._raw[key] = raw_features(self._model, self._inputs, self._scores, rows, config)
-            found = standardise(self._raw[key], config.feature_mean, config.feature_std)
+            return random_features(clip, config.feature_count, config.control_seed)
+        found = standardise(self._raw[key], mean, std)
         if config.control == "shuffled":
-            found = shuffled(found, rows.clip, config.control_seed + self._shuffle_seed)
-        return with_clip_means(found, rows.clip, rows.clips)
+            return shuffled(found, clip, config.control_seed + self._shuffle_seed)
+        return found
 
 
 def _length(cache: Any) -> int:

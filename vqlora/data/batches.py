@@ -29,7 +29,8 @@ _FRAMES, _TEXT = 0, 1  # what a random draw is for
 @dataclass(frozen=True)
 class Item:
     """A clip with the frames chosen from it: `frames` uint8 `[T, H, W, 3]`, `times` float32 `[T]` in [0, 1];
-    where they were asked for, the chosen frames' `features` float32 `[T, n]` (`FrameScores.features`)."""
+    where they were asked for, the chosen frames' `features` float32 `[T, n]` (`FrameScores.features`); where
+    the store has it, the clip's `sound` float32 `[S, bands]` (`vqlora.sound.bands`)."""
 
     clip: Clip
     frames: np.ndarray
@@ -37,6 +38,7 @@ class Item:
     index: int
     epoch: int
     features: np.ndarray | None = None
+    sound: np.ndarray | None = None
 
 
 class ClipDataset(torch.utils.data.Dataset):
@@ -62,6 +64,7 @@ class ClipDataset(torch.utils.data.Dataset):
         self._fixed = isinstance(select, str) and select not in CHANCE
         self._chosen: dict[tuple[str, int], np.ndarray] = {}  # by clip and number of frames
         self._features: dict[str, np.ndarray] = {}
+        self._sounds = getattr(store, "sounds", {})  # frames drawn in memory have none
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -80,7 +83,8 @@ class ClipDataset(torch.utils.data.Dataset):
         if len(chosen) < frames:
             chosen = chosen[np.arange(frames) * len(chosen) // frames]
         features = features[chosen] if features is not None else None
-        return Item(clip, shown[chosen], frame_times(chosen, len(shown)), index, epoch, features)
+        times, sound = frame_times(chosen, len(shown)), self._sounds.get(clip.id)
+        return Item(clip, shown[chosen], times, index, epoch, features, sound)
 
     def _look(self, clip: Clip, shown: np.ndarray, count: int, rng: np.random.Generator):
         """(frame numbers, features of all frames or None); pixels are scored at most once for both."""
@@ -123,7 +127,7 @@ def _packets(clip: Clip, n_frames: int) -> Packets:
 class Layout:
     """How rows are put together, for training and evaluation alike. All methods return lists of token ids.
 
-    video prefix  <bos> <image> x (tokens_per_frame * T) <emb>
+    video prefix  <bos> <image> x (tokens_per_frame * T, then one for each window of sound) <emb>
     caption row   prefix <cap> caption <eos>             learned from the caption on
     question row  prefix <qst> question <ans> answer <eos>   learned from the answer on
     text row      <bos> caption <emb>
@@ -147,8 +151,8 @@ class Layout:
             self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._known[text]
 
-    def prefix(self, frames: int) -> list[int]:
-        return [self.bos, *[self.image] * (self.tokens_per_frame * frames), self.emb]
+    def prefix(self, frames: int, windows: int = 0) -> list[int]:
+        return [self.bos, *[self.image] * (self.tokens_per_frame * frames + windows), self.emb]
 
     def caption(self, text: str) -> tuple[list[int], list[int]]:
         """What follows the prefix: (given, learned)."""
@@ -166,7 +170,7 @@ class Collator:
     """Items -> tensors of one training batch of B rows.
 
     `pixel_values` float32 [B, T, 3, H, W] in [-1, 1]; `frame_times` float32 [B, T]; `frame_features` float32
-    [B, T, n] where items have features; `input_ids`,
+    [B, T, n] where items have features, `sound` float32 [B, S, bands] where they have sound; `input_ids`,
     `attention_mask`, `labels` int64 [B, L], padded on the right, labels -100 where nothing is learned; with
     the task "retrieval" also `text_ids`, `text_mask` int64 [B, M]: the text row of one reference caption of
     each clip.
@@ -193,13 +197,16 @@ class Collator:
         rows, texts = [], []
         for item in items:
             given, learned, text = self.draw(item)
-            rows.append((self.layout.prefix(len(item.frames)) + given, learned))
+            windows = 0 if item.sound is None else len(item.sound)
+            rows.append((self.layout.prefix(len(item.frames), windows) + given, learned))
             texts.append(text)
         batch = {"pixel_values": pixels([item.frames for item in items]),
                  "frame_times": torch.from_numpy(np.stack([item.times for item in items]))}
         batch |= pad_rows(rows, self.layout.pad)
         if items[0].features is not None:
             batch["frame_features"] = torch.from_numpy(np.stack([item.features for item in items]))
+        if items[0].sound is not None:
+            batch["sound"] = torch.from_numpy(np.stack([item.sound for item in items]))
         if "retrieval" in self.tasks:
             padded = pad_rows([(text, []) for text in texts], self.layout.pad)
             batch |= {"text_ids": padded["input_ids"], "text_mask": padded["attention_mask"]}

@@ -41,7 +41,8 @@ class FrameStore:
     `clips` are the usable ones, in the order given, and `store[i]` belongs to `clips[i]`; `left_out` lists
     the others with the reason. T, H and W may differ from clip to clip, unless `size` makes every frame a
     square of so many pixels; with it, `fps` keeps so many frames a second (`vqlora.data.small`). Cheap to
-    pickle: workers map the same files. Raises CacheError when the disk is full.
+    pickle: workers map the same files. Raises CacheError when the disk is full. `sounds` is what is heard
+    beside the frames, by clip id; there is none until somebody asks for it (`vqlora.sound.store`).
     """
 
     def __init__(self, clips: Iterable[Clip], cache_dir: Path = CACHE_DIR, *, workers: int | None = None,
@@ -69,6 +70,7 @@ class FrameStore:
         self.left_out = tuple(LeftOut(str(c.path), c.id, bad[c.id]) for c in clips if c.id in bad)
         self._places = {good[number].id: place for number, place in self._index["places"]}
         self._maps: dict[str, np.ndarray] = {}
+        self.sounds: Mapping[str, np.ndarray] = {}
         for row in self.left_out:
             _log.warning("left out: %s", row)
 

@@ -12,8 +12,9 @@ from vqlora.data.formats.kinemoji import load_kinemoji
 def clips_of(data_root: Path, settings, part: str, count: int, size: int | None = None):
     """(the first `count` clips of a part, their frames, number of annotation rows that could not be used).
 
-    Frames of data that are not rendered are made squares of `size` pixels, what the base takes, unless the
-    settings have another size. Raises ValueError where there are fewer clips.
+    Where the settings ask for sound, the store of the frames has it. Frames of data that are not rendered are
+    made squares of `size` pixels, what the base takes, unless the settings have another size. Raises
+    ValueError where there are fewer clips.
     """
     own = settings.data
     if own is None:
@@ -27,6 +28,9 @@ def clips_of(data_root: Path, settings, part: str, count: int, size: int | None 
     else:
         kept = {"size": own.size or size, "fps": own.fps}
         store = FrameStore(loaded.clips[:count], data_root / "cache", progress=False, **kept)
+    if settings.sound is not None:  # by name: runs without sound do not depend on it (`runs.SOUND_MODULES`)
+        listen = importlib.import_module("vqlora.sound.store").sounds_of
+        store.sounds = listen(loaded.clips[:count], store, settings.sound)
     return loaded.clips[:count], store, len(loaded.left_out)
 
 

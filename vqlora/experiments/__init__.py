@@ -28,12 +28,14 @@ from vqlora.experiments.general import GeneralSettings
 from vqlora.experiments.hub import AlignSettings, HubSettings
 from vqlora.experiments.qualitative import QualitativeSettings
 from vqlora.experiments.scaling import BaseSize, PlacementSettings, ScalingSettings
+from vqlora.experiments.sound import ListenSettings, SoundClaim, SoundSettings
 from vqlora.settings_file import ConfigError, nearest, parse, read_mapping
 
 __all__ = ["JUDGED", "STEP_ARMS", "AlignSettings", "ArmSettings", "BaseSize", "BitsSettings", "ConfirmPart",
-           "CostModel", "CostSettings", "FramesSettings", "GeneralSettings", "HubSettings", "MainSettings",
-           "PairClaim", "PlacementSettings", "Profile", "QualitativeSettings", "RankSettings",
-           "ScalingSettings", "TemporalSettings", "load_profile", "reads"]
+           "CostModel", "CostSettings", "FramesSettings", "GeneralSettings", "HubSettings", "ListenSettings",
+           "MainSettings", "PairClaim", "PlacementSettings", "Profile", "QualitativeSettings",
+           "RankSettings", "ScalingSettings", "SoundClaim", "SoundSettings", "TemporalSettings",
+           "load_profile", "reads"]
 
 # Parts of a profile that a notebook reads beside its name; all of them where nothing is said.
 _RUNS = ("data", "base")                                     # of those that train
@@ -43,7 +45,8 @@ READS = {"01_data": {"data"}, "02_base": {*_RUNS, "stock"}, "03_main": {*_RUNS, 
          "09_rank_size_and_placement": {*_RUNS, "placement"},
          "10_scaling": {*_RUNS, "bits", "placement", "scaling"}, "11_generalization": {*_RUNS, "general"},
          "12_qualitative": {*_RUNS, "main", "qualitative"}, "13_architectures": {"classes"},
-         "14_checkpoints": {"data", "hub", "card"}, "15_confirmation": {*_RUNS, "confirm"}}
+         "14_checkpoints": {"data", "hub", "card"}, "15_confirmation": {*_RUNS, "confirm"},
+         "16_sound": {*_RUNS, "sound"}}
 
 
 def reads(notebook: str) -> set[str]:
@@ -73,6 +76,7 @@ class Profile(Settings):
     qualitative: QualitativeSettings | None = None           # of notebook 12
     hub: tuple[HubSettings, ...] = ()                        # of notebook 14
     confirm: tuple[ConfirmPart, ...] = ()                    # of notebook 15
+    sound: SoundSettings | None = None                       # of notebook 16
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
     cluster: str | None = None                               # address of a Ray cluster that makes the runs
@@ -81,7 +85,7 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _data_is_there(self) -> Profile:
-        names = ("main", "methods", "temporal", "ranks", "bits", "placement")
+        names = ("main", "methods", "temporal", "ranks", "bits", "placement", "sound")
         parts = [(name, getattr(self, name)) for name in names]
         for label, part in parts + [(f"hub[{n}]", part) for n, part in enumerate(self.hub)] + [
                 (f"confirm[{n}]", part) for n, part in enumerate(self.confirm)]:
@@ -99,6 +103,8 @@ class Profile(Settings):
                 part.on(self.card)
         if self.bits is not None:
             self._check_bits()
+        if self.sound is not None and self.data is not None and not self.data.audio:
+            raise ValueError("sound: data.audio is false, so that no clip has a sound; allowed: true")
         if self.general is not None:
             self._check_runs("general", self.general.runs() + self.general.sweep_runs())
         if self.qualitative is not None:

@@ -63,8 +63,8 @@ def _reporting(settings: RunSettings):
 
 def module_of(settings: RunSettings) -> str:
     """Name of the module whose `execute` makes a run: checkpoints of the hub have their own."""
-    if is_hub(settings.base) and settings.generalizes:
-        raise ValueError("languages, also_*: go with the embedded base alone; allowed: none of them")
+    if is_hub(settings.base) and (settings.generalizes or settings.sound):
+        raise ValueError("languages, also_*, sound: go with the embedded base alone; allowed: none of them")
     own = "vqlora.general.run" if settings.generalizes else "vqlora.train"
     return "vqlora.hub.run" if is_hub(settings.base) else own
 

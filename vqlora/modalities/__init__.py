@@ -32,7 +32,7 @@ LAYOUTS = {
     "cross": "x [B, T*K, D]: all frames of a clip side by side, K rows each",
     "text": "x [R, L, D]: rows of text, none shows a frame",
     "clips": "x [V, N, D]: rows of whole clips, none shows a single frame",
-    "sound": "x [sum of A_b, D]: the rows of a clip's sound are neighbours, none shows a frame",
+    "sound": "x [sum of A_b, D] or [B, S, D]: the rows of a clip's sound are neighbours, none shows a frame",
 }
 _DEFAULT_LAYOUT = {"vision": "frames", "fusion": "frames", "text": "tokens", "audio": "sound"}
 _ATTENTION = r"\.(\w*attn|\w*attention)\."

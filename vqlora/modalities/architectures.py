@@ -75,17 +75,25 @@ def _omni_sound(model: nn.Module, inputs) -> tuple[torch.Tensor, ...]:
     return empty.index_add(0, clip, rows), empty.index_add(0, clip, pooled)
 
 
+def _deaf(known: Modalities, model: nn.Module) -> Modalities:
+    """A KineVLM without an audio tower has no audio part."""
+    return known if model.config.audio_bands else replace(known, audio=())
+
+
 register_modalities(
     "kinevlm",
     vision=("model.vision_tower",),
     fusion=("model.multi_modal_projector",),
     text=("model.language_model",),
+    audio=("model.audio_tower",),
     heads=("lm_head", "embed_head"),
-    keep=("model.multi_modal_projector.time",),  # 32 inputs: less than a quantization block
+    # 32 inputs: less than a quantization block
+    keep=("model.multi_modal_projector.time", "model.audio_tower.time"),
     layouts={"model.multi_modal_projector": "cross"},  # [B, T, M, D]
     # the projector's input already holds the difference to the previous frame
     mixes=("model.multi_modal_projector", "model.language_model"),
-    rows=Clips("pixel_values", "image_token_id", shared=True),
+    rows=Clips("pixel_values", "image_token_id", shared=True, sound="sound"),
+    refine=_deaf,
 )
 for _model_type in ("smolvlm", "idefics3"):
     register_modalities(_model_type, **_IDEFICS, rows=PaddedImages(_shuffled_tokens))

@@ -5,9 +5,10 @@
     rows.index("tokens", x.shape)                         # [B, L]: x [B, L, D] in the decoder
     frame_pixels(model, batch)                            # [F, 3, H, W], in the same order
 
-Glossary: F frames in all clips together, in row order; B clips; L tokens. Values 0..F-1 name a frame, F + b a
-row of clip b that shows none. Where one placeholder stands for several real frames (Qwen joins two), such a
-group is one frame here.
+Glossary: F frames in all clips together, in row order; W windows of sound, likewise; B clips; L tokens.
+Values 0..F-1 name a frame, F + b a row of clip b that shows none, F + B + w a window of sound where a model's
+windows are told apart (else its sound is rows of clips). Where one placeholder stands for several real frames
+(Qwen joins two), such a group is one frame here.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class FrameRows:
     row_clip: [R] clip of each text row (arange(B) unless several rows of text share a clip).
     lengths: rows of each frame [F] in "flat" inputs, one entry for each stage (before and after merging).
     sound: rows of each clip [B] in "sound" inputs, one entry for each stage.
+    heard: [W] clip of each window of sound, ascending; None where a model's windows are not told apart.
     """
 
     clip: LongTensor
@@ -40,6 +42,7 @@ class FrameRows:
     row_clip: LongTensor | None = None
     lengths: tuple[LongTensor, ...] = ()
     sound: tuple[LongTensor, ...] = ()
+    heard: LongTensor | None = None
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -50,8 +53,9 @@ class FrameRows:
     def index(self, layout: str, shape: torch.Size) -> LongTensor:
         """Frame of each row of a layer input of `shape`, as `shape[:-1]` or broadcastable to it.
 
-        Values: 0..F-1 a frame, F + b a row of clip b that shows none. In cached generation a "tokens" input
-        that is shorter than the prompt is all text; in beam search rows repeat clip by clip.
+        Values: 0..F-1 a frame, F + b a row of clip b that shows none, F + B + w a window of sound. In cached
+        generation a "tokens" input that is shorter than the prompt is all text; in beam search rows repeat
+        clip by clip.
         Raises ValueError, naming layout and shape, where they do not fit this forward's frames.
         """
         key = (layout, tuple(shape[:-1]))
@@ -71,6 +75,11 @@ class FrameRows:
 
     def _sound(self, shape) -> LongTensor:
         rows = torch.Size(shape[:-1]).numel()
+        if self.heard is not None:
+            if rows != len(self.heard):
+                raise self._misfit("sound", shape, f"{len(self.heard)} rows, one per window")
+            windows = torch.arange(rows, device=self.heard.device)
+            return (self.frames + self.clips + windows).view(shape[:-1])
         # in beam search the audio tower gets every recording as often as there are beams, side by side
         repeats = {int(rows // lengths.sum()) for lengths in self.sound if rows % lengths.sum() == 0}
         stages = (*self.sound, *(lengths * n for n in sorted(repeats) for lengths in self.sound))
@@ -139,6 +148,10 @@ class FrameSource:
         """The frames [F, 3, H, W] in row order, as the model gets them (standardised)."""
         raise NotImplementedError
 
+    def windows(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """The windows of sound [W, bands] in row order, where `heard` says which there are."""
+        raise NotImplementedError
+
     def keep_black(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict:
         """Inputs from which the model drops no real frame; most architectures drop none."""
         return dict(inputs)
@@ -163,6 +176,11 @@ def frame_pixels(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     clip by itself; where it joins neighbouring frames, their mean is given.
     """
     return _source(model).pixels(model, inputs).float()
+
+
+def sound_windows(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """The windows of sound [W, bands] of a forward, float, in the order of `FrameRows.heard`."""
+    return _source(model).windows(model, inputs).float()
 
 
 def keep_black_frames(model: nn.Module, inputs: Mapping[str, Any]) -> dict:

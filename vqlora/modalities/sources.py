@@ -34,12 +34,15 @@ class Clips(FrameSource):
     newline: placeholders at the end of each clip that show no frame.
     shared: rows of text come in groups that share one clip (KineVLM), else clips follow the placeholders, and
         a row of text may have several or none.
+    sound: the argument with windows of sound [V, S, bands], whose placeholders follow those of the frames;
+        with `shared` alone.
     """
 
     arg: str = "pixel_values"
     token: str | None = "image_token_id"
     newline: int = 0
     shared: bool = False
+    sound: str | None = None
 
     def __call__(self, model, inputs):
         pixels = inputs.get(self.arg)
@@ -51,24 +54,31 @@ class Clips(FrameSource):
         clip = torch.arange(videos, device=pixels.device).repeat_interleave(frames)
         if self.token is None:
             return FrameRows(clip, videos)
+        sound = inputs.get(self.sound) if self.sound else None
+        windows = 0 if sound is None else sound.shape[1]
         placed = placeholders(model, inputs, self.token)
         rows = placed.shape[0]
         if self.shared and rows % videos:
             raise ValueError(f"{rows} rows of text cannot share {videos} clips evenly")
         counts = placed.sum(dim=1)
         each = int(counts.sum()) // (rows if self.shared else videos)  # placeholders of one video
-        if each == 0 or bool((counts % each).any()) or (each - self.newline) % frames:
+        if each == 0 or bool((counts % each).any()) or (each - self.newline - windows) % frames:
             raise ValueError(
                 f"input_ids hold {counts.tolist()} placeholders ({self.token}) per row, which {videos} clips "
-                f"of {frames} frames cannot fill evenly"
+                f"of {frames} frames{f' and {windows} of sound' if windows else ''} cannot fill evenly"
             )
-        per_frame = (each - self.newline) // frames
+        per_frame = (each - self.newline - windows) // frames
         owner = torch.arange(videos * frames, device=pixels.device).view(videos, frames)
         owner = owner.repeat_interleave(per_frame, dim=1)
         if self.shared:
             row_clip = torch.arange(videos, device=pixels.device).repeat_interleave(rows // videos)
+            heard = None
+            if windows:  # numbered behind the frames and the clips
+                heard = torch.arange(videos, device=pixels.device).repeat_interleave(windows)
+                numbers = torch.arange(videos * windows, device=pixels.device).view(videos, windows)
+                owner = torch.cat([owner, videos * (frames + 1) + numbers], dim=1)
             tokens = token_map(placed, owner[row_clip].flatten(), row_clip, videos * frames)
-            return FrameRows(clip, videos, tokens, row_clip)
+            return FrameRows(clip, videos, tokens, row_clip, heard=heard)
         row_clip = torch.arange(rows, device=pixels.device)
         video_row = row_clip.repeat_interleave(counts // each)
         shown_by_none = (videos * frames + video_row)[:, None].expand(-1, self.newline)
@@ -77,6 +87,9 @@ class Clips(FrameSource):
 
     def pixels(self, model, inputs):
         return inputs[self.arg].flatten(0, 1)
+
+    def windows(self, model, inputs):
+        return inputs[self.sound].flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from vqlora.report.placement_tables import PLACEMENT_TABLES
 from vqlora.report.qualitative_tables import QUALITATIVE_TABLES
 from vqlora.report.rank_tables import RANK_TABLES
 from vqlora.report.scaling_tables import SCALING_TABLES
+from vqlora.report.sound_tables import SOUND_TABLES
 
 MAIN = ("nll", "slot_frac", "cider", "meteor", "t2v_r1", "qa_frac", "train_bytes", "trainable_frac")
 
@@ -322,6 +323,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **RANK_TABLES,
     "rates": rates_table,
     **SCALING_TABLES,
+    **SOUND_TABLES,
     "settings": settings_table,
     "sweep": sweep_table,
     "tests": tests_table,
