@@ -25,6 +25,7 @@ from vqlora.experiments import GeneralSettings, load_profile
 from vqlora.general import run as general_run
 from vqlora.general import study
 from vqlora.general.languages import LanguageCollator, asking, read_languages
+from vqlora.grid.task import module_of
 from vqlora.report.general_plots import general_reach
 from vqlora.report.general_tables import GENERAL_TABLES
 from vqlora.store import StoredRun, run_key
@@ -144,8 +145,8 @@ def test_identity_sees_further_readings_only_where_there_are_some(rendered):
     for more in ({"languages": ("es",)}, {"also_frames": (4,)}, {"also_domains": ("source",)}):
         other = plain.model_copy(update=more)
         keys.add(run_key(other, "data", "base", "code"))
-        assert other.generalizes and runs._module(other) == "vqlora.general.run"
-    assert len(keys) == 4 and runs._module(plain) == "vqlora.train"
+        assert other.generalizes and module_of(other) == "vqlora.general.run"
+    assert len(keys) == 4 and module_of(plain) == "vqlora.train"
     before = runs._keys([plain.model_copy(update={"also_domains": ("source",)}), plain], rendered, ["c", "c"])
     (rendered / "source" / "annotations" / "truth.jsonl").write_text("changed\n")
     after = runs._keys([plain.model_copy(update={"also_domains": ("source",)}), plain], rendered, ["c", "c"])

@@ -70,7 +70,7 @@ def test_rounding_to_16_bits_is_reported_as_it_is(batch):
     want = logits(model, batch) * batch["attention_mask"][..., None]
     got = logits(merged.float(), batch) * batch["attention_mask"][..., None]
     off = (got - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
-    assert report.error.worst == pytest.approx(float(off.max()), rel=0.05) and report.error.worst > 1e-4
+    assert report.error.worst == pytest.approx(float(off.max()), rel=0.15) and report.error.worst > 1e-4
     assert report.examples == 2
 
 

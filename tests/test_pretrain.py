@@ -7,7 +7,7 @@ import torch
 from vqlora.config import PretrainSettings
 from vqlora.data.kinemoji.domains import DOMAINS, MOTIONS, target_only_pair
 from vqlora.data.kinemoji.scenes import Actor, Event, Scene, Shot, sample_scene
-from vqlora.pretrain import contrastive_loss, new_model, pretrain
+from vqlora.pretrain import new_model, pretrain
 from vqlora.pretrain_data import (
     NOBODY,
     Pack,
@@ -17,6 +17,7 @@ from vqlora.pretrain_data import (
     mixed_frames,
     packed_mask,
 )
+from vqlora.pretrain_model import contrastive_loss
 
 SMALL = PretrainSettings(
     steps=4,

@@ -280,8 +280,12 @@ def test_the_open_trap_bites(avx512_bf16, monkeypatch):
     model = qlora(False, monkeypatch)
     first, _ = train_once(model)
     evaluated = evaluate(model)
-    again, _ = train_once(model)
     assert packed(model) > 0
+    try:  # where rows' outputs are views, the packed layers cannot be trained at all
+        again = train_once(model)[0]
+    except RuntimeError as fault:
+        assert "in-place operation" in str(fault)
+        again = float("inf")
     assert abs(evaluated - first) > 1e-3 or abs(again - first) > 1e-3
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="repacked by an eval-mode forward.*load the model again"):

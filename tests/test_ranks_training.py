@@ -135,6 +135,7 @@ def test_eva_gives_ranks_within_the_budget_on_the_vision_tower_too(tmp_path):
     adapted = [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]
     name, layer = next((n, m) for n, m in adapted if "vision_tower" in n)
     a = layer.lora_A["default"].weight
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, "as for every arm"
     torch.testing.assert_close(a @ a.T, torch.eye(len(a)), atol=1e-3, rtol=0)  # principal directions
     assert plain_name(name) in ranks and not layer.lora_B["default"].weight.any()
 

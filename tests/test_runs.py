@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections import deque
 from pathlib import Path
 
 import grid_fakes
@@ -17,15 +16,14 @@ import pytest
 
 from vqlora import identity, store
 from vqlora.config import RunSettings
+from vqlora.grid.progress import Progress
+from vqlora.grid.task import Task
 from vqlora.runs import (
     ARM_MODULES,
     GridError,
     RunResult,
     RunStore,
     StoreError,
-    Task,
-    _Grid,
-    _Worker,
     expected_s,
     results_frame,
     run_grid,
@@ -298,9 +296,9 @@ def test_the_estimate_follows_what_runs_turn_out_to_take():
     def left(elapsed: float, done=()) -> str:
         tasks = [Task("k", settings(), "", 30.0) for _ in range(4)]
         tasks[0].started = tasks[1].started = time.monotonic() - elapsed
-        pool = [_Worker(None, None, task) for task in tasks[:2]]
-        grid = _Grid(None, None, None, 2, done=list(done))
-        return re.match(r"about (.*) left", grid._estimate(deque(tasks[2:]), pool))[1]
+        progress = Progress(4, 0, 2)
+        progress.done = list(done)
+        return re.match(r"about (.*) left", progress.left(tasks[2:], tasks[:2]))[1]
 
     assert left(0) == "60 s"
     assert left(20) == "40 s"

@@ -23,7 +23,7 @@ def built(kind):
     if kind == "eager":
         model.model.language_model.set_attn_implementation("eager")
     if kind.startswith("nf4"):
-        model = load_quantized(model, "nf4")
+        model = load_quantized(model, "nf4", compute_dtype="fp32")  # bfloat16: equal to its few digits
     if kind.endswith("lora"):
         where = ["q_proj", "down_proj", "fc1"]
         model = get_peft_model(model, LoraConfig(r=4, target_modules=where, init_lora_weights=False))

@@ -5,7 +5,8 @@ from test_pretrain import SMALL
 from transformers import SmolVLMForConditionalGeneration
 
 from vqlora.pretrain import new_model, pretrain
-from vqlora.stock_base import StockForPretraining, StockModel, costs
+from vqlora.stock_base import StockForPretraining, StockModel
+from vqlora.studies.base_study import costs
 
 STOCK = SMALL.model_copy(update={"architecture": "smolvlm"})
 

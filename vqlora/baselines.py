@@ -22,8 +22,9 @@ from vqlora.quantize import close_packing_trap, load_quantized
 
 WHOLE = ("full", "posttrain")  # arms that train every weight
 _OWN = {"adalora": "vqlora.rivals", "eva": "vqlora.rivals", "houlsby": "vqlora.arms.houlsby",
-        "prefix": "vqlora.arms.prefix", "posttrain": "vqlora.arms.posttrain"}  # fmt: skip
-ARMS = ("frozen", "full", "lora", "qlora", "vqlora", "dora", *_OWN)
+        "prefix": "vqlora.arms.prefix", "posttrain": "vqlora.arms.posttrain",
+        "vqlora": "vqlora.arms.gated"}  # fmt: skip
+ARMS = tuple(dict.fromkeys(("frozen", "full", "lora", "qlora", "vqlora", "dora", *_OWN)))
 ADAPTERS = (".lora_", ".houlsby_", "prompt_encoder.")  # in the names of their parameters
 Batches = Callable[[], Sequence[Mapping]]  # what an allocator reads, made when it is asked for
 
@@ -72,7 +73,7 @@ def attach(model: nn.Module, settings, batches: Batches | None = None) -> nn.Mod
     if own is not None:
         config = own.configure(model, settings, batches)
     else:
-        config = vqlora_config(settings) if settings.arm == "vqlora" else lora_config(model, settings)
+        config = lora_config(model, settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         # Adapters stay float32 whatever the base is in: they are their own masters, and a bfloat16 one loses
@@ -108,11 +109,9 @@ def _own_code(settings) -> ModuleType | None:
 
     Imported by name: the other arms do not depend on this code, so a change of it reruns none of them.
     """
-    if settings.arm in _OWN:
-        return importlib.import_module(_OWN[settings.arm])
-    if isinstance(getattr(settings, "ranks", None), str):
+    if settings.arm == "vqlora" and isinstance(getattr(settings, "ranks", None), str):
         return importlib.import_module("vqlora.ranks.runs")
-    return None
+    return importlib.import_module(_OWN[settings.arm]) if settings.arm in _OWN else None
 
 
 def lora_config(model: nn.Module, settings) -> LoraConfig:
@@ -128,26 +127,6 @@ def lora_config(model: nn.Module, settings) -> LoraConfig:
         use_dora=settings.arm == "dora",
         bias="none",
         target_modules=target_modules(model, settings.modalities, settings.layers),
-    )
-
-
-def vqlora_config(settings) -> LoraConfig:
-    """Our adapter with the same ranks on the same layers as `lora_config`'s, and gates."""
-    # Imported by name: the other arms do not depend on this code, so a change of it reruns none of them.
-    return importlib.import_module("vqlora.adapter").VQLoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        use_rslora=settings.rslora,
-        modalities=settings.modalities,
-        layers=settings.layers,
-        gate=settings.gate,
-        control=settings.control,
-        control_seed=settings.seed,
-        features=settings.gate_features,
-        ranks=settings.ranks,
-        rank_ratio=settings.rank_ratio,
-        budget=settings.budget,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, initialize_lora_eva_weights
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
@@ -73,7 +74,13 @@ def begin(model: nn.Module, settings, batches) -> None:
         name = max(found, key=lambda name: len(found[name]))
         found[name] = found[name][:-1]
         over -= price[name]
+    rows = {name: directions.clone() for name, directions in found.items()}
     initialize_lora_eva_weights(model, eva_state_dict=found)
+    with torch.no_grad():  # peft makes them anew in the dtype of the base; see `baselines.attach`
+        for name, directions in rows.items():
+            layer = model.get_submodule(name)
+            layer.lora_A["default"].to(torch.float32).weight.copy_(directions)
+            layer.lora_B["default"].to(torch.float32)
 
 
 def callbacks(model: nn.Module, settings) -> list:

@@ -79,6 +79,7 @@ class Profile(Settings):
     sound: SoundSettings | None = None                       # of notebook 16
     card: str | None = None                                  # that its runs shall fit, e.g. 24GB
     workers: int = Field(2, ge=1)                            # runs at a time, one process each
+    cluster: str | None = None                               # address of a Ray cluster that makes the runs
     at_once: int = Field(1, ge=1)                            # notebooks; times they measure then mean little
     expected_s: dict[str, float] = {}                        # by notebook, until it was measured here
 

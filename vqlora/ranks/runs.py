@@ -6,8 +6,8 @@ from torch import nn
 
 from vqlora.adapter import gated_layers
 from vqlora.adapter.config import VQLoraConfig
+from vqlora.arms.gated import config_of
 from vqlora.base import load_base
-from vqlora.baselines import vqlora_config
 from vqlora.losses import batch_loss
 from vqlora.ranks.allocate import allocate_ranks
 from vqlora.ranks.scheduler import RankScheduler, with_room
@@ -19,8 +19,8 @@ SCHEDULED = "scheduled"  # in place of an allocator: uniform at first, moved whi
 def configure(model: nn.Module, settings, batches) -> VQLoraConfig:
     """The config with a rank for every layer, from batches that `batches()` gives when they are needed."""
     if settings.ranks == SCHEDULED:
-        return with_room(model, vqlora_config(settings.model_copy(update={"ranks": "uniform"})))
-    config, parts = vqlora_config(settings), set(settings.ranks.split("+"))
+        return with_room(model, config_of(settings.model_copy(update={"ranks": "uniform"})))
+    config, parts = config_of(settings), set(settings.ranks.split("+"))
     errors = None
     if "quantization" in parts:
         errors = quantization_errors(load_base(settings.base)[0], bits=settings.bits)

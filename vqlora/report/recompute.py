@@ -109,6 +109,21 @@ def _rank_tests(results: Path) -> pd.DataFrame:
     return judge(_kept_runs(results, "06_ranks"), rank_claims(float(kept["margin"].max())))
 
 
+def _confirmed(results: Path) -> pd.DataFrame:
+    from vqlora.experiments import load_profile
+    from vqlora.studies.confirm_study import judge
+
+    parts = load_profile("confirm", Path(__file__).resolve().parents[2]).confirm
+    kept = {run.key: run for run in _kept_runs(results, "15_confirmation")}
+    return judge(parts, [[kept[key] for key in _keys(part, kept)] for part in parts])
+
+
+def _keys(part, runs) -> list[str]:
+    """Keys of those runs that are of a part, in its order."""
+    named = {(run.settings.domain, run.settings.method, run.settings.seed): key for key, run in runs.items()}
+    return [named[run.domain, run.method, run.seed] for run in part.runs()]
+
+
 def _placement_tests(results: Path) -> pd.DataFrame:
     from vqlora.studies.placement_study import corrected
 
@@ -203,6 +218,8 @@ CHECKS = (
           _corrected("11_generalization/tests.csv", "family"), ()),
     Check("12_qualitative/failures.csv", "the rows per example in runs/", _failures,
           ("runs", "03_main/cost.csv"), slow=True),
+    Check("15_confirmation/tests.csv", "the rows per example in runs/", _confirmed,
+          ("runs", "15_confirmation/cost.csv")),  # fmt: skip
     Check("lr.csv", "03_main/sweep.csv", _rates, ("03_main/sweep.csv",)),
     Check("08_bits/peaks.csv", "planner.csv", _peaks, ("08_bits/planner.csv",), slow=True),
 )

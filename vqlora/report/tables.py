@@ -14,6 +14,8 @@ import pandas as pd
 from vqlora.files import write_atomic
 from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
+from vqlora.report.checkpoint_tables import CHECKPOINT_TABLES
+from vqlora.report.confirm_tables import CONFIRM_TABLES
 from vqlora.report.cost_tables import COST_TABLES
 from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.report.general_tables import GENERAL_TABLES
@@ -328,6 +330,8 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "textonly": textonly_table,
     **COST_TABLES,
     **BIT_TABLES,
+    **CHECKPOINT_TABLES,
+    **CONFIRM_TABLES,
 }
 
 
