@@ -12,7 +12,7 @@ from vqlora.report.keys import format_interval, format_number, latex_text
 
 FILE = "15_confirmation/tests.csv"
 BEFORE = {"bits": "03_main", "gate": "05_temporal", "ranks": "06_ranks"}  # where a part's claims come from
-RANKS = {"relative": "relative ranks", "uniform": "equal ranks"}
+RANKS = {"relative": "relative allocation", "uniform": "equal ranks"}
 NAMES = {**GATE_NAMES, **RANKS, "qlora": "QLoRA", "lora": "LoRA"}
 
 
