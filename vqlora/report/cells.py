@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vqlora.report.keys import ResultsError, latex_text
+from vqlora.report.keys import ResultsError, format_interval, format_number, latex_text
 
 ARMS = {"frozen": "Frozen", "full": "Full fine-tuning", "lora": "LoRA, 16 bit", "qlora": "QLoRA, NF4"}
 SHORT = {"frozen": "frozen", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
@@ -138,3 +138,14 @@ def ordered(names: Sequence[str], order: Mapping[str, str]) -> list[str]:
 
 def label(name: str, names: Mapping[str, str]) -> str:
     return names.get(name, latex_text(str(name).replace("_", " ")))
+
+
+def verdict_cells(row: Mapping, metric: str) -> tuple[str, ...]:
+    """Of a planned test: gain, interval, smallest gain it would have found, corrected p, verdict."""
+    return (
+        format_number(row["value"], metric),
+        format_interval(row["low"], row["high"], metric),
+        format_number(row["smallest_effect"], metric),
+        format_number(row["p_holm"], "p_holm"),
+        latex_text(row["verdict"]),
+    )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from vqlora.report.cells import CLAIMS, DOMAINS, Table, label, read_csv
+from vqlora.report.cells import CLAIMS, DOMAINS, Table, label, read_csv, verdict_cells
 from vqlora.report.gate_tables import GATE_NAMES
-from vqlora.report.keys import format_interval, format_number, latex_text
+from vqlora.report.keys import format_number
 
 FILE = "15_confirmation/tests.csv"
 BEFORE = {"bits": "03_main", "gate": "05_temporal", "ranks": "06_ranks"}  # where a part's claims come from
@@ -36,11 +36,7 @@ def _row(row: dict, results: Path) -> tuple[str, ...]:
         claim[0].upper() + claim[1:],
         label(row["domain"], DOMAINS),
         _before(row, results),
-        format_number(row["value"], "nll"),
-        format_interval(row["low"], row["high"], "nll"),
-        format_number(row["smallest_effect"], "nll"),
-        format_number(row["p_holm"], "p_holm"),
-        latex_text(row["verdict"]),
+        *verdict_cells(row, "nll"),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from vqlora.experiments.general import LANGUAGES
-from vqlora.report.cells import DOMAINS, METRICS, Table, label, ordered, read_csv
+from vqlora.report.cells import DOMAINS, METRICS, Table, label, ordered, read_csv, verdict_cells
 from vqlora.report.keys import format_interval, format_number, latex_text
 
 FILE = "11_generalization/summary.csv"
@@ -55,11 +55,7 @@ def _test(row: dict) -> tuple[str, ...]:
         LANGUAGES.get(on) or (label(on, DOMAINS) if on in DOMAINS else latex_text(on.capitalize())),
         claim,
         METRICS.get(metric, metric),
-        format_number(row["value"], metric),
-        format_interval(row["low"], row["high"], metric),
-        format_number(row["smallest_effect"], metric),
-        format_number(row["p_holm"], "p_holm"),
-        latex_text(row["verdict"]),
+        *verdict_cells(row, metric),
     )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vqlora.report.cells import CLAIMS, DOMAINS, METRICS, Table, label, ordered, read_csv
-from vqlora.report.keys import format_interval, format_number, latex_text
+from vqlora.report.cells import CLAIMS, DOMAINS, METRICS, Table, label, ordered, read_csv, verdict_cells
+from vqlora.report.keys import format_interval, format_number
 
 FOLDER = "16_sound"
 ARMS = {
@@ -52,11 +52,7 @@ def _test(row: dict) -> tuple[str, ...]:
         claim[0].upper() + claim[1:],
         label(row["domain"], DOMAINS),
         METRICS.get(metric, metric),
-        format_number(row["value"], metric),
-        format_interval(row["low"], row["high"], metric),
-        format_number(row["smallest_effect"], metric),
-        format_number(row["p_holm"], "p_holm"),
-        latex_text(row["verdict"]),
+        *verdict_cells(row, metric),
     )
 
 
