@@ -216,6 +216,7 @@ CHECKS = (
     Check("07_frames/summary.csv", "policies.csv", _frames_summary, ("07_frames/policies.csv",)),
     Check("11_generalization/tests.csv", "p-values and intervals",
           _corrected("11_generalization/tests.csv", "family"), ()),
+    Check("16_sound/tests.csv", "p-values and intervals", _corrected("16_sound/tests.csv", "family"), ()),
     Check("12_qualitative/failures.csv", "the rows per example in runs/", _failures,
           ("runs", "03_main/cost.csv"), slow=True),
     Check("15_confirmation/tests.csv", "the rows per example in runs/", _confirmed,
