@@ -124,7 +124,8 @@ def _encoder(model: nn.Module, exact: nn.Module, clips: Sequence[Clip], store) -
 
 def _tower(model: nn.Module, frames: np.ndarray) -> np.ndarray:
     """Features float32 [T, d] of all frames by the vision tower, adapters switched off."""
-    device = next(model.parameters()).device
+    tower = scoring.below(model).model.vision_tower
+    weight = tower.stem.conv3.weight
     with torch.no_grad(), model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-        features = scoring.below(model).model.vision_tower(pixels([frames]).flatten(0, 1).to(device))
+        features = tower(pixels([frames]).flatten(0, 1).to(weight.device, weight.dtype))
     return features.flatten(1).float().cpu().numpy()
