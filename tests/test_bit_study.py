@@ -92,12 +92,13 @@ def test_what_is_held_is_between_nf4_and_16_bits(made):
     assert {("random-50", 0), ("random-50", 1)} <= set(held.index)
 
 
-def test_a_base_in_mixed_bits_comes_back_from_its_folder_as_it_was(made, base):
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_a_base_in_mixed_bits_comes_back_from_its_folder_as_it_was(made, base, compute):
     one = made[0]["mixed-50", 0]
-    settings = SimpleNamespace(arm="qlora", bits=one.bits, compute_dtype="fp32")
+    settings = SimpleNamespace(arm="qlora", bits=one.bits, compute_dtype=compute)
     again = prepare(load_base(one.source)[0], settings, device="cpu")
     kept = mixed(base[0], base[1], 50)
-    first = load_quantized(load_base("released")[0], "nf4", skip=kept, compute_dtype="fp32", device="cpu")
+    first = load_quantized(load_base("released")[0], "nf4", skip=kept, compute_dtype=compute, device="cpu")
     assert set(again.vqlora_precision.quantized) == set(base[1]["layer"]) - set(kept)
     assert torch.equal(logits(again), logits(first))
     first = load_quantized(load_base("released")[0], "nf4", skip=kept, device="cpu")  # in the study's dtype

@@ -70,6 +70,7 @@ def load_quantized(
     compute = _probe("auto" if compute_dtype is None else compute_dtype, device)
     if isinstance(source, PreTrainedModel) and _is_quantized(source.config, bits):
         model, (chosen, kept) = source, _found(source)
+        round_to_16bit(model, device)  # whoever loaded it may have widened what is not quantized
     elif isinstance(source, PreTrainedModel):
         model = source
         chosen, kept = layers_to_quantize(model, bits, tuple(skip), quantize_head, device)
