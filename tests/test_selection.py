@@ -9,6 +9,7 @@ from little_models import lively
 
 from vqlora.data.cache import ArrayStore
 from vqlora.data.clips import Clip, TrueEvent
+from vqlora.quantize import load_quantized
 from vqlora.selection import gains
 from vqlora.selection.judge import COLUMNS, ORACLES, judge
 
@@ -69,6 +70,13 @@ def test_the_encoder_policy_needs_the_exact_model():
     model, tokenizer = lively()
     with pytest.raises(ValueError, match="'encoder' needs the unquantized model"):
         judge(model, tokenizer, {"test": made(2, 0)}, ("uniform", "encoder"), (4,))
+
+
+def test_the_encoder_policy_reads_frames_in_the_dtype_of_its_tower():
+    model, tokenizer = lively()
+    held = load_quantized(lively()[0], "nf4", compute_dtype="bf16", device="cpu")
+    found = judge(held, tokenizer, {"test": made(2, 0)}, ("uniform", "encoder"), (4,), exact=model).examples
+    assert set(found["policy"]) == {"uniform", "encoder"} and found["nll"].notna().all()
 
 
 # --- tables
