@@ -163,7 +163,8 @@ def test_another_profile_is_compared_where_that_makes_sense(checkout):
         ("qa_frac,nll\n,1.0\n", "nll,qa_frac\n1.0,0.5\n", 0),  # nothing to count, another order
         ("nll,qa_how_frac\n1.0,0.4\n", "nll,qa_frac\n1.0,0.5\n", 0),  # other kinds of question
         ("train_bytes\n101000\n", "train_bytes\n100000\n", 0),  # longer captions of another seed
-        ("train_bytes\n120000\n", "train_bytes\n100000\n", 1),
+        ("train_bytes\n160000\n", "train_bytes\n100000\n", 0),  # another dtype
+        ("weight_bytes\n120000\n", "weight_bytes\n100000\n", 1),
         ("nll,qa_frac\n1.0,0.9\n", "nll,qa_frac\n1.0,0.5\n", 1),
     ],
 )
