@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from invented_results import write_invented
 
-from vqlora.report.keys import collect
 from vqlora.report.paper import PaperError, build_pdf, first_error, inputs_hash, results_dir, write_parts
 from vqlora.report.tables import TABLES
 
@@ -64,10 +63,6 @@ def paper_text() -> str:
     """The sources in the order in which main.tex reads them."""
     main = read(PAPER / "main.tex")
     return re.sub(r"\\input\{(sections/\w+)\}", lambda match: read(PAPER / f"{match[1]}.tex"), main)
-
-
-def keys_used(text: str) -> set[str]:
-    return set(re.findall(r"\\vq(?:ci|case)?\{([^}]*)\}", text))
 
 
 def prose(text: str) -> str:
@@ -135,30 +130,6 @@ def test_no_result_is_typed(file):
 )
 def test_the_check_finds_typed_results(sentence, found):
     assert typed_results(sentence) == found
-
-
-def lacking(used: set[str], keys) -> list[str]:
-    """Keys in the text of notebooks that have results; of others the text asks in a claim's words alone."""
-    made = {key.split(".")[0] for key in keys}
-    return sorted(key for key in used - set(keys) if key.split(".")[0] in made)
-
-
-def test_every_key_is_one_that_the_notebooks_write(tmp_path):
-    keys = collect(write_invented(tmp_path / "results"))
-    used = keys_used(paper_text())
-    assert len(used) > 20
-    assert lacking(used, keys) == []
-    intervals = set(re.findall(r"\\vqci\{([^}]*)\}", paper_text()))
-    assert [key for key in sorted(intervals) if not keys[key].interval] == []
-
-
-@pytest.mark.parametrize("folder", ["reference", "cpu", "full"])
-def test_every_key_is_in_the_results_at_hand(folder):
-    results = results_dir(folder, ROOT)
-    if folder != "reference" and not (ROOT / "build" / folder / "stamps" / "91_tables.json").is_file():
-        pytest.skip(f"no whole results of {folder} here")
-    used, keys = keys_used(paper_text()), collect(results)
-    assert (sorted(used - set(keys)) if folder == "reference" else lacking(used, keys)) == []
 
 
 FINDING = (
