@@ -72,7 +72,8 @@ class RunSettings(Settings):
     rslora: bool = False
     modalities: tuple[Modality, ...] = Field(("vision", "fusion", "text"), min_length=1)
     layers: str | tuple[str, ...] = "attention+mlp"          # or "attention", or patterns of module names
-    gate: Literal["none", "scalar", "rank", "mixture", "selective"] = "rank"  # of arm vqlora, as the next two
+    gate: Literal["none", "scalar", "rank", "mixture", "selective"] = "rank"  # of arm vqlora, as the next three
+    gate_modalities: tuple[Modality, ...] | None = None      # parts whose adapters have it; None: all
     control: Literal["constant", "shuffled", "random"] | None = None
     gate_rate: float = Field(5.0, gt=0)                      # times learning_rate
     gate_features: Literal["pixels", "scores"] = "pixels"    # or of all frames, as `select` sees them
@@ -124,6 +125,11 @@ class RunSettings(Settings):
                 raise ValueError(f"{key}: {min(getattr(self, key))} frames; at least 1 is allowed")
         if self.ranks is not None and self.arm != "vqlora":
             raise ValueError(f"ranks: {self.ranks!r} does not go with arm {self.arm!r}; allowed: vqlora")
+        if self.gate_modalities is not None:
+            free = set(self.modalities if self.arm == "vqlora" and self.gate != "none" else ())
+            if not self.gate_modalities or not set(self.gate_modalities) <= free:
+                allowed = ", ".join(part for part in self.modalities if part in free) or "None, without a gate"
+                raise ValueError(f"gate_modalities: {', '.join(self.gate_modalities)!r}; allowed: {allowed}")
         for key in _LACKS.get(self.arm, ()):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key}: {getattr(self, key)!r} does not go with arm {self.arm!r}; "

@@ -36,7 +36,7 @@ UNUSED_BY_FROZEN = frozenset((
     "seed", "rank", "alpha", "dropout", "rslora", "modalities", "layers", "learning_rate", "steps",
     "batch_size", "accumulation", "warmup_steps", "schedule", "weight_decay", "contrastive_weight",
     "question_share", "train_clips", "train_frames", "gradient_checkpointing", "optimizer", "languages"))
-OF_GATES = frozenset(("gate", "control", "gate_rate", "gate_features"))
+OF_GATES = frozenset(("gate", "gate_modalities", "control", "gate_rate", "gate_features"))
 OF_RANKS = frozenset(("ranks", "rank_ratio", "budget"))
 OF_GENERAL = frozenset(("languages", "also_domains", "also_frames", "also_languages"))
 
@@ -74,7 +74,8 @@ def run_key(settings: RunSettings, data_hash: str, base_hash: str, code_hash: st
     values = settings.model_dump(mode="json", exclude=set(UNUSED))
     unused = UNUSED_BY_FROZEN if settings.arm == "frozen" else frozenset()
     unused |= OF_GATES if settings.arm != "vqlora" else frozenset()
-    unused |= {name for name in (*OF_RANKS, "data", "prompt", "sound") if values[name] is None}
+    later = (*OF_RANKS, "data", "prompt", "sound", "gate_modalities")
+    unused |= {name for name in later if values[name] is None}
     unused |= {name for name in OF_GENERAL if not values[name]}
     if values["data"]:
         del values["data"]["root"]                           # the data's bytes count, not their place

@@ -32,6 +32,7 @@ class VQLoraConfig(LoraConfig):
         "mixture" (two experts of half rank, weights 2σ(u) and 2σ(-u)) or "selective" (frames whose
         standardised `selective_feature` is under `selective_threshold` use the base alone).
     modalities: parts that get adapters, of vision, fusion, text, audio.
+    gate_modalities: of these, the parts whose adapters have the gate; the others are plain. None: all.
     layers: "attention", "attention+mlp" or patterns of full names with `*`.
     ranks: a rank, or {modality, full name, path or pattern with `*`: rank}, of which later entries win and
         what is not named gets `r`; 0 means no adapter. A word ("gradient", "relative", several joined by "+")
@@ -59,6 +60,7 @@ class VQLoraConfig(LoraConfig):
 
     gate: str = "rank"
     modalities: Sequence[str] = ("vision", "fusion", "text")
+    gate_modalities: Sequence[str] | None = None
     layers: str | Sequence[str] = "attention+mlp"
     ranks: int | str | Mapping[str, int] | None = None
     budget: int | None = None
@@ -104,6 +106,10 @@ class VQLoraConfig(LoraConfig):
     def reads_frames(self) -> bool:
         """Whether the gates differ from frame to frame."""
         return self.gate != "none" and self.control != "constant"
+
+    def gates(self, modality: str) -> bool:
+        """Whether the adapters of a part have a gate."""
+        return self.gate != "none" and (self.gate_modalities is None or modality in self.gate_modalities)
 
     @property
     def feature_count(self) -> int:
@@ -157,6 +163,13 @@ class VQLoraConfig(LoraConfig):
     def _check_gate(self) -> None:
         if self.gate_hidden < 1:
             raise ValueError(f"gate_hidden: {self.gate_hidden}; allowed: whole numbers from 1")
+        if self.gate_modalities is not None:
+            parts = self.gate_modalities
+            self.gate_modalities = [parts] if isinstance(parts, str) else list(parts)
+            if self.gate == "none":
+                raise ValueError(f"gate_modalities: {parts!r} need a gate; allowed with gate 'none': None")
+            if not self.gate_modalities or not set(self.gate_modalities) <= set(self.modalities):
+                raise ValueError(f"gate_modalities: {parts!r}; allowed: some of {', '.join(self.modalities)}")
         if self.control is not None and self.gate == "none":
             raise ValueError(f"control: {self.control!r} needs a gate; allowed with gate 'none': None")
         if self.gate == "selective":

@@ -67,6 +67,9 @@ class GatedLayer(LoraLayer):
 
     def add_gate(self, adapter: str, config: VQLoraConfig) -> None:
         """Give the adapter its gate: a head that starts at zero, so that every gate starts at exactly 1."""
+        if not config.gates(self.modality):
+            self.lora_variant.pop(adapter, None)  # peft's own update
+            return
         size, device = head_size(config.gate, self.r[adapter]), self.lora_A[adapter].weight.device
         if not size:
             return
@@ -123,7 +126,7 @@ class GatedLayer(LoraLayer):
         """The gate [r] that holds for every row, where there is one: always open, or not of the frames."""
         config, rank = self.context.configs[adapter], self.r[adapter]
         weight = self.lora_A[adapter].weight
-        if config.gate == "none":
+        if not config.gates(self.modality):
             return torch.ones(rank, device=weight.device)
         if config.gate == "selective":
             return None

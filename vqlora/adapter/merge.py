@@ -194,7 +194,7 @@ def _mergeable(model) -> tuple[dict[str, LoraLayer], str]:
             why = "its 4-bit weight was repacked by an evaluation; load again with vqlora.load_quantized"
         elif len(names[id(weight)]) > 1:
             why = f"its weight is shared by {' and '.join(names[id(weight)])}; merging would change them all"
-        elif isinstance(layer, GatedLayer) and layer.context.configs[adapter].gate == "selective":
+        elif isinstance(layer, GatedLayer) and _selective(layer, adapter):
             why = "gate 'selective' uses the base alone for some frames, which no single weight does"
         elif not all(bool(p[adapter].weight.isfinite().all()) for p in (layer.lora_A, layer.lora_B)):
             why = "its adapter holds values that are not finite"
@@ -203,6 +203,11 @@ def _mergeable(model) -> tuple[dict[str, LoraLayer], str]:
     if not layers:
         raise ValueError(f"adapter {adapter!r} is on no layer")
     return layers, adapter
+
+
+def _selective(layer: GatedLayer, adapter: str) -> bool:
+    config = layer.context.configs[adapter]
+    return config.gate == "selective" and config.gates(layer.modality)
 
 
 def _gates(model, layers, adapter: str, batches: list[dict]) -> tuple[dict[str, _Gate], bool]:

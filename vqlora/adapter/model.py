@@ -96,7 +96,7 @@ def _tables(model: nn.Module, adapter: str | None):
     shown = context.frames.rows if context.frames is not None else None
     for _, layer in layers:
         for name in [adapter] if adapter is not None else layer.active_adapters:
-            if name not in layer.lora_A or context.configs[name].gate == "none":
+            if name not in layer.lora_A or not context.configs[name].gates(layer.modality):
                 continue
             with torch.no_grad():
                 table = context.resume(context.frames, layer.gate_table, name)

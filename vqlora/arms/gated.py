@@ -22,6 +22,7 @@ def config_of(settings) -> VQLoraConfig:
         modalities=settings.modalities,
         layers=settings.layers,
         gate=settings.gate,
+        gate_modalities=settings.gate_modalities,
         control=settings.control,
         control_seed=settings.seed,
         features=settings.gate_features,

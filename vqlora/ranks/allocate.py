@@ -105,7 +105,7 @@ def costs_of(model: nn.Module, config: VQLoraConfig) -> Costs:
                 f"{name}: {getattr(config, name)!r} does not go with a budget; allowed: {empty!r}"
             )
     known, slots = describe(model), []
-    gate, per_head = config.gate, config.gate_hidden + 1
+    per_head = config.gate_hidden + 1
     unknown = set(config.rank_bounds or ()) - set(config.modalities)
     if unknown:
         raise ValueError(f"rank_bounds: {min(unknown)!r} is not among modalities {config.modalities}")
@@ -113,11 +113,13 @@ def costs_of(model: nn.Module, config: VQLoraConfig) -> Costs:
         layer, modality = model.get_submodule(name), known.of(name)
         sides = (layer.in_features, layer.out_features)
         low, high = (config.rank_bounds or {}).get(modality, (0, min(sides)))
+        gated = config.gates(modality)
+        gate = config.gate if gated else "none"
         grows = head_size(gate, 2) - head_size(gate, 1)
         once = head_size(gate, 1) - grows
         high = min(high, *sides)
-        slots.append(Slot(name, modality, sum(sides) + per_head * grows, per_head * once, low, high))
-    trunk = (config.feature_count + 1) * config.gate_hidden if head_size(gate, 1) else 0
+        slots.append(Slot(name, modality, sum(sides) + per_head * grows, per_head * once, low, high, gated))
+    trunk = (config.feature_count + 1) * config.gate_hidden if head_size(config.gate, 1) else 0
     saved = tuple(config.modules_to_save or ())
     heads = [m for name, m in model.named_modules() if saved and name.endswith(saved)]
     fixed = sum(parameter_count(p) for head in heads for p in head.parameters())

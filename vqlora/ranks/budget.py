@@ -29,7 +29,7 @@ class Slot:
     """A layer that may get ranks from `low` to `high`.
 
     per_rank: parameters of one rank, d_in + d_out and what a gate adds. once: parameters that come with the
-    layer's first rank. modality: layers of one modality share a trunk, see `Costs`.
+    layer's first rank. modality: layers of one modality share a trunk, see `Costs`, where they are gated.
     """
 
     name: str
@@ -38,11 +38,12 @@ class Slot:
     once: int = 0
     low: int = 0
     high: int = 1
+    gated: bool = True
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What ranks cost: those of the slots, `trunk` for each modality that has any, and `fixed` always."""
+    """What ranks cost: those of the slots, `trunk` for each modality with a gated one, and `fixed` always."""
 
     slots: tuple[Slot, ...]
     trunk: int = 0
@@ -65,7 +66,7 @@ class Costs:
         """Cost of the cheapest allocation that adapts anything."""
         if self.low.any():
             return self.of(self.low)
-        return self.fixed + self.trunk + min(slot.per_rank + slot.once for slot in self.slots)
+        return self.fixed + min(s.per_rank + s.once + self.trunk * s.gated for s in self.slots)
 
     @property
     def most(self) -> int:
@@ -75,7 +76,7 @@ class Costs:
         """Trainable parameters of these ranks [L]."""
         used = [(slot, int(rank)) for slot, rank in zip(self.slots, ranks, strict=True) if rank]
         layers = sum(slot.per_rank * rank + slot.once for slot, rank in used)
-        return self.fixed + layers + self.trunk * len({slot.modality for slot, _ in used})
+        return self.fixed + layers + self.trunk * len({slot.modality for slot, _ in used if slot.gated})
 
     def check(self, budget: int) -> None:
         """Raise ValueError for a budget that no ranks can meet."""
@@ -149,7 +150,7 @@ def _fill(costs: Costs, budget: int, ranks: np.ndarray, high: np.ndarray, worth:
         place = heappop(queue)
         _, rank, layer = place
         slot = costs.slots[layer]
-        first = slot.modality not in opened
+        first = slot.gated and slot.modality not in opened
         price = slot.per_rank + (0 if rank else slot.once) + (costs.trunk if first else 0)
         if price > left:
             waiting.append(place)

@@ -18,10 +18,13 @@ MARKS = {
     "mixture": ("#009E73", "D"),
     "constant": ("#999999", "s"),
     "shuffled": ("#D55E00", "v"),
+    "random": ("#882255", "<"),
+    "rank-vision": ("#56B4E9", "o"),
+    "rank-text": ("#F0E442", "o"),
     "segments": ("#E69F00", "^"),
     "rank+segments": ("#CC79A7", "P"),
 }
-OTHER = ("#56B4E9", "x")
+OTHER = ("#000000", "x")
 PARTS = {"vision": "#0072B2", "fusion": "#009E73", "text": "#D55E00"}
 GAPS = {"moving_gap": "Frames in which something moves", "odd_gap": "Spliced-in or degraded frames"}
 

@@ -26,6 +26,8 @@ BESIDE = (  # further pairs, where both were run
     ("constant", "plain"), ("shuffled", "plain"), ("mixture", "plain"), ("mixture", "rank"),
     ("segments", "plain"), ("segments", "rank"), ("rank+segments", "plain"), ("rank+segments", "rank"),
     ("rank+segments", "segments"), ("mixture", "mixture-constant"), ("mixture", "mixture-shuffled"),
+    ("rank", "random"), ("rank-vision", "plain"), ("rank-text", "plain"), ("rank", "rank-vision"),
+    ("rank", "rank-text"),
 )  # fmt: skip
 RATES = ["arm", "bits", "learning_rate", "gate_rate"]
 MEASURED = ("feature.", "gate.", "active.")  # columns of `vqlora.gate_runs`
@@ -213,6 +215,8 @@ def by_layer(seen: pd.DataFrame) -> pd.DataFrame:
     for named, own in seen.groupby(["domain", "arm", "seed"]):
         for place, layer in enumerate(layers):
             gate = own[f"gate.{layer}"]
+            if gate.isna().all():  # a part without gates
+                continue
             follows = gate.corr(own["feature.motion"]) if gate.std() > 1e-6 else 0.0
             gaps = (gate[own[what]].mean() - gate[~own[what]].mean() for what in ("moving", "odd"))
             rows.append((*named, layer, part_of(layer), place, gate.mean(), gate.std(),
