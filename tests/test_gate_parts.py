@@ -16,8 +16,8 @@ from vqlora.settings_file import ConfigError, parse
 from vqlora.store import run_key
 from vqlora.zoo import tiny_model
 
-RUN = {"experiment": "x", "arm": "vqlora", "bits": "nf4", "domain": "visual", "seed": 0, "learning_rate": 1e-3,
-       "steps": 1, "train_clips": 1, "eval_clips": 1}  # fmt: skip
+RUN = {"experiment": "x", "arm": "vqlora", "bits": "nf4", "domain": "visual", "seed": 0,
+       "learning_rate": 1e-3, "steps": 1, "train_clips": 1, "eval_clips": 1}  # fmt: skip
 
 
 def adapted(bits="bf16", **settings):
@@ -69,7 +69,8 @@ def test_saved_and_loaded_again_it_gives_the_same(tmp_path):
 
 
 def test_a_constant_gate_on_a_part_merges():
-    model, inputs = stir(adapted(control="constant", gate_modalities=("text",))).eval(), without_labels(batch())
+    model = stir(adapted(control="constant", gate_modalities=("text",))).eval()
+    inputs = without_labels(batch())
     wanted = model(**inputs).logits
     merged, _ = vqlora.merge(model, dtype=torch.float32)
     torch.testing.assert_close(merged(**inputs).logits, wanted, rtol=1e-4, atol=1e-4)
@@ -101,6 +102,7 @@ def test_parts_without_adapters_are_refused(settings, message):
 
 
 def test_runs_that_gate_other_parts_are_other_runs():
-    plain, some = (parse(RunSettings, {**RUN, **more}, "run.yaml") for more in ({}, {"gate_modalities": ["text"]}))
+    settings = (RUN, {**RUN, "gate_modalities": ["text"]})
+    plain, some = (parse(RunSettings, values, "run.yaml") for values in settings)
     keys = [run_key(run, "data", "base", "code") for run in (plain, some)]
     assert keys[0] != keys[1]

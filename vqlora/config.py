@@ -72,7 +72,7 @@ class RunSettings(Settings):
     rslora: bool = False
     modalities: tuple[Modality, ...] = Field(("vision", "fusion", "text"), min_length=1)
     layers: str | tuple[str, ...] = "attention+mlp"          # or "attention", or patterns of module names
-    gate: Literal["none", "scalar", "rank", "mixture", "selective"] = "rank"  # of arm vqlora, as the next three
+    gate: Literal["none", "scalar", "rank", "mixture", "selective"] = "rank"  # of vqlora, as the next three
     gate_modalities: tuple[Modality, ...] | None = None      # parts whose adapters have it; None: all
     control: Literal["constant", "shuffled", "random"] | None = None
     gate_rate: float = Field(5.0, gt=0)                      # times learning_rate
@@ -128,7 +128,7 @@ class RunSettings(Settings):
         if self.gate_modalities is not None:
             free = set(self.modalities if self.arm == "vqlora" and self.gate != "none" else ())
             if not self.gate_modalities or not set(self.gate_modalities) <= free:
-                allowed = ", ".join(part for part in self.modalities if part in free) or "None, without a gate"
+                allowed = ", ".join(p for p in self.modalities if p in free) or "None, without a gate"
                 raise ValueError(f"gate_modalities: {', '.join(self.gate_modalities)!r}; allowed: {allowed}")
         for key in _LACKS.get(self.arm, ()):
             if getattr(self, key) != type(self).model_fields[key].default:
