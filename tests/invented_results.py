@@ -203,10 +203,11 @@ def _step_costs(folder: Path) -> None:
                                     "resident_bytes"])  # fmt: skip
     losses = claims.quality_losses(pd.read_csv(folder.parent / "03_main" / "runs.csv"))
     main = CostModel(model="B-1M", frames=(4,), at=4)
+    aims = claims.judge_aims(against, "B-1M", 4, 8)
     written = {
         "runs": steps, "times": times, "ratios": against, "growth": grown, "answers": answers,
         "quality": losses, "claims": claims.judge_claims(table, against, losses),
-        "aims": claims.judge_aims(against, "B-1M", 4, 8),
+        "aims": aims, "dtypes": pd.concat({"bf16": aims, "fp32": aims}, names=["dtype"]).reset_index("dtype"),
         "summary": bench_tables.cost_summary(main, table, against, along["frames"], answers),
         "gpu": pd.DataFrame([("a path & more", "CUDA", "as it is", "not run")],
                             columns=["path", "device", "what", "status"]),

@@ -5,10 +5,11 @@ import pytest
 import torch
 from little_jobs import halved
 
+from vqlora.cost import bench_study
 from vqlora.cost.apart import apart
 from vqlora.cost.bench import ARMS, batch_of, measure_arm, measure_rounds
 from vqlora.cost.bench_inference import measure_inference, served
-from vqlora.cost.bench_study import arms_of
+from vqlora.cost.bench_study import arms_of, gpu_paths, measure_dtypes
 from vqlora.cost.bench_tables import costs, growth, ratios
 from vqlora.cost.inputs import prompt_only
 from vqlora.experiments import STEP_ARMS, CostModel, CostSettings
@@ -57,6 +58,25 @@ def test_every_round_has_a_step_of_every_arm(work):
     assert sorted((row["arm"], row["round"]) for row in rows) == [
         ("full", 1), ("full", 2), ("qlora", 1), ("qlora", 2)]  # fmt: skip
     assert all(row["cpu_s"] > 0 and row["wall_s"] > 0 for row in rows)
+
+
+def test_aims_are_read_once_in_every_dtype(work, monkeypatch):
+    def here(measure, asked, kept, **_):
+        return [measure(**settings, work=kept) for settings in asked]
+
+    monkeypatch.setattr(bench_study, "apart", here)
+    main = CostModel(model="KineVLM", frames=(4,), at=4, rounds=1)
+    known = pd.DataFrame({"aim": ["peak", "time", "total"], "metric": "ratio", "value": [9.0] * 3})
+    found = measure_dtypes(main, ("fp32", "bf16"), known, kept=work)
+    own = found["dtype"][0]
+    assert found.columns[:3].tolist() == ["dtype", "aim", "metric"]
+    assert found["dtype"].value_counts().to_dict() == {"fp32": 3, "bf16": 3}
+    assert (found.loc[found["dtype"] == own, "value"] == 9).all()
+    other = found[found["dtype"] != own].set_index("aim")["value"]
+    assert 0 < other["peak"] < 1 and other["time"] > 0, "a lean step holds less in either"
+    assert len(measure_dtypes(main, (own,), known, kept=work)) == 3
+    paths = gpu_paths().set_index("path")["status"]
+    assert paths["bfloat16 products"] == ("run" if own == "bf16" else "not run")
 
 
 def test_unknown_names_are_named_with_those_there_are(work):

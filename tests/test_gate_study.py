@@ -144,6 +144,10 @@ def written(tmp_path) -> Path:
     write_csv(out / "curves.csv", gate_study.curves(seen, tmp_path))
     write_csv(out / "tests.csv", gate_study.judge(temporal(), RUNS, values=column))
     write_csv(out / "summary.csv", comparison.summarise(RUNS, metrics=["nll"], values=column))
+    swept = [("plain", 1e-2, None, 0.5), ("rank", 1e-2, 5.0, 0.4), ("rank", 1e-2, 20.0, 0.3)]
+    sweep = pd.DataFrame(swept, columns=["arm", "learning_rate", "gate_rate", "value"])
+    sweep = sweep.assign(domain="inserts", metric="nll", chosen=[True, False, True])
+    write_csv(out / "sweep.csv", sweep)
     return tmp_path / "results"
 
 
@@ -159,6 +163,14 @@ def test_gates_are_set_beside_what_truly_happens(written):
     assert curves.query("odd")["frame"].tolist() == [1] and curves.query("moving")["frame"].tolist() == [3]
 
 
+def test_a_part_without_gates_has_no_row(tmp_path, written):
+    seen = gate_study.frames_of([r for r in RUNS if r.settings.domain == "inserts"], tmp_path)
+    seen.loc[seen["arm"] == "rank", f"gate.{LAYERS[0]}"] = float("nan")
+    layers = gate_study.by_layer(seen)
+    assert set(layers.loc[layers["arm"] == "rank", "layer"]) == set(LAYERS[1:])
+    assert set(layers.loc[layers["arm"] == "constant", "layer"]) == set(LAYERS)
+
+
 def test_figures_and_tables_show_the_tests(written):
     summary = pd.read_csv(written / "05_temporal" / "summary.csv")
     counts = summary.assign(metric="trainable_parameters", value=100.0)
@@ -166,6 +178,9 @@ def test_figures_and_tables_show_the_tests(written):
     text = {name: build(written).markdown() for name, build in GATE_TABLES.items()}
     assert "Gate beats shuffled features" in text["gate_tests"]
     assert "| Degraded motion | Gate beats plain adapters |" in text["gate_tests"]
+    rows = [row for row in text["gate_sweep"].splitlines() if "10^-2" in row]
+    assert [row.count("--") for row in rows] == [2, 1]
+    assert r"\textbf{0.300}" in GATE_TABLES["gate_sweep"](written).latex()
     assert "Two experts beats gate" not in text["gate_tests"] and "--" in text["gate_nll"]
     for draw in (gate_gains, gate_frames, gate_layers):
         assert draw(written).axes

@@ -47,16 +47,17 @@ ARMS = {
 
 def measure_arm(
     model: str, arm: str, *, frames: int, work: str | Path, rank: int = 8, batch: int = 1, prompt: int = 32,
-    answer: int = 32,
+    answer: int = 32, dtype: str = "auto",
 ) -> dict:  # fmt: skip
     """One arm in this process: bytes by part at the peak of a step and in all, FLOPs, tokens of a step.
 
+    dtype: what frozen weights are multiplied in, as `vqlora.precision.compute_dtype` is asked for it.
     Returns settings, tokens, loss (of the first step), trainable and base parameters; weights_, constants_,
     adapters_ and optimizer_bytes, held throughout; peak_bytes, what a step adds by the allocator, and of it
     peak.<part>_bytes as followed storage by storage; static_bytes, total_bytes, resident_bytes; flops.
     Raises KeyError for an unknown arm or model.
     """
-    made = build_arm(arm, prepare_source(model, work), rank)
+    made = build_arm(arm, prepare_source(model, work), rank, dtype)
     inputs = batch_of(made, batch, frames, prompt, answer)
     reset_resident_peak()
     trained = [p for p in made.parameters() if p.requires_grad]
@@ -92,7 +93,7 @@ def measure_arm(
 
 def measure_rounds(
     model: str, arms: Iterable[str], *, rounds: int, frames: int, work: str | Path, rank: int = 8,
-    batch: int = 1, prompt: int = 32, answer: int = 32,
+    batch: int = 1, prompt: int = 32, answer: int = 32, dtype: str = "auto",
 ) -> list[dict]:  # fmt: skip
     """Seconds of a step of every arm in turn, `rounds` times after one that is not counted, in this process.
 
@@ -100,7 +101,7 @@ def measure_rounds(
     threads of the process) and wall_s.
     """
     source, arms = prepare_source(model, work), list(arms)
-    made = {arm: build_arm(arm, source, rank) for arm in arms}
+    made = {arm: build_arm(arm, source, rank, dtype) for arm in arms}
     inputs = {arm: batch_of(made[arm], batch, frames, prompt, answer) for arm in arms}
     optimizers = {arm: adamw(made[arm]) for arm in arms}
     rows = []
@@ -112,7 +113,7 @@ def measure_rounds(
     return [row for row in rows if row["round"]]
 
 
-def build_arm(arm: str, source: Path, rank: int) -> nn.Module:
+def build_arm(arm: str, source: Path, rank: int, dtype: str = "auto") -> nn.Module:
     """The arm's model, in training mode, as a user of its libraries makes it. Raises KeyError for an unknown
     arm.
     """
@@ -128,15 +129,15 @@ def build_arm(arm: str, source: Path, rank: int) -> nn.Module:
     from vqlora.step import lean_step
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    compute, cls = compute_dtype("auto", device), model_class(AutoConfig.from_pretrained(source))
+    compute, cls = compute_dtype(dtype, device), model_class(AutoConfig.from_pretrained(source))
     if arm == "full":
         return cls.from_pretrained(source, dtype=torch.float32).to(device).train()
     if arm.startswith("vqlora"):
-        model = load_quantized(source, "nf4", device=device)
+        model = load_quantized(source, "nf4", device=device, compute_dtype=dtype)
         model = get_peft_model(model, VQLoraConfig(ranks=rank, gate="rank"))
     else:
         if arm == "lora":
-            model = load_quantized(source, "bf16", device=device)
+            model = load_quantized(source, "bf16", device=device, compute_dtype=dtype)
         else:
             with torch.device("meta"):
                 empty = cls(AutoConfig.from_pretrained(source))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,7 @@ class CostSettings(Settings):
     models: tuple[CostModel, ...] = Field(
         (CostModel(model="KineVLM", batch=8, frames=(4, 8, 16, 32), at=8, ranks=(2, 32), rounds=7),
          CostModel(model="SmolVLM-135M")), min_length=1)
+    dtypes: tuple[Literal["fp32", "bf16"], ...] = ()         # to read the aims in, beside this machine's own
 
     @model_validator(mode="after")
     def _all_arms(self) -> CostSettings:

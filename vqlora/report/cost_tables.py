@@ -27,6 +27,7 @@ STEP_PARTS = {
     "peak.working_bytes": "Working memory",
     "unexplained_bytes": "Not explained",
 }
+DTYPES = {"bf16": "16-bit", "fp32": "32-bit"}
 AIMS = {"peak": "Peak above static", "time": "Step time", "total": "Total peak"}
 SERVED = {("nf4", False): "NF4, adapters apart", ("nf4", True): "NF4, merged",
           ("bf16", False): "16 bits, adapters apart", ("bf16", True): "16 bits, merged"}  # fmt: skip
@@ -152,15 +153,19 @@ def answers_table(results: Path) -> Table:
 
 
 def aims_table(results: Path) -> Table:
-    """The aims, set before anything was measured: ratio, spread, limit, verdict."""
-    columns = ("aim", "value", "low", "high", "limit", "verdict", "arm", "against")
-    frame, rows = read_csv(results, "04_cost/aims.csv", columns).set_index("aim"), []
-    for aim, name in AIMS.items():
-        row = frame.loc[aim]
-        compared = f"{label(row['arm'], STEP_ARMS)} to {label(row['against'], STEP_ARMS)}"
-        rows.append((name, compared, f"{row['value']:.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]",
-                     f"{row['limit']:g}", row["verdict"]))  # fmt: skip
-    return Table(("Aim", "Ratio of", "Measured", "Spread", "At most", "Verdict"), tuple(rows), left=2)
+    """The aims, set before anything was measured, by the dtype of products: ratio, spread, limit, verdict."""
+    columns = ("dtype", "aim", "value", "low", "high", "limit", "verdict", "arm", "against")
+    frame, rows = read_csv(results, "04_cost/dtypes.csv", columns).set_index(["dtype", "aim"]), []
+    for dtype in dict.fromkeys(frame.index.get_level_values("dtype")):
+        rows += [None] * bool(rows)
+        for place, (aim, name) in enumerate(AIMS.items()):
+            row = frame.loc[(dtype, aim)]
+            compared = f"{label(row['arm'], STEP_ARMS)} to {label(row['against'], STEP_ARMS)}"
+            spread = f"[{row['low']:.2f}, {row['high']:.2f}]"
+            rows.append((DTYPES[dtype] if place == 0 else "", name, compared, f"{row['value']:.2f}", spread,
+                         f"{row['limit']:g}", row["verdict"]))  # fmt: skip
+    heads = ("Products", "Aim", "Ratio of", "Measured", "Spread", "At most", "Verdict")
+    return Table(heads, tuple(rows), left=3)
 
 
 def step_claims_table(results: Path) -> Table:

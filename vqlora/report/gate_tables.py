@@ -84,4 +84,36 @@ def _cell(nll: pd.Series, domain: str, arm: str) -> str:
     return format_number(float(nll[domain, arm]), "nll") if (domain, arm) in nll.index else "--"
 
 
-GATE_TABLES = {"gate_arms": gate_arms_table, "gate_nll": gate_nll_table, "gate_tests": gate_tests_table}
+def gate_sweep_table(results: Path) -> Table:
+    """Validation NLL of every pair of rates that was swept; the chosen pair of each arm is bold."""
+    columns = ("domain", "arm", "learning_rate", "gate_rate", "metric", "value", "chosen")
+    frame = read_csv(results, "05_temporal/sweep.csv", columns)
+    frame = frame[frame["metric"] == "nll"]
+    times, rows = sorted(frame["gate_rate"].dropna().unique()), []
+    for domain in ordered(frame["domain"], DOMAINS):
+        named = label(domain, DOMAINS)
+        for arm in ordered(frame.loc[frame["domain"] == domain, "arm"], GATE_NAMES):
+            own = frame[(frame["domain"] == domain) & (frame["arm"] == arm)]
+            rows += [None] if rows else []
+            name = label(arm, GATE_NAMES)
+            name = name[0].upper() + name[1:]
+            for rate, tried in own.groupby("learning_rate"):
+                gated = (_swept(tried[tried["gate_rate"] == many]) for many in times)
+                cells = (_swept(tried[tried["gate_rate"].isna()]), *gated)
+                rows.append((named, name, format_number(rate, "learning_rate"), *cells))
+                named = name = ""
+    heads = ("No gate", *(f"{t:g} times" for t in times))
+    return Table(("Domain", "Arm", "Rate", *heads), tuple(rows), left=2)
+
+
+def _swept(hit: pd.DataFrame) -> str:
+    text = format_number(hit.iloc[0]["value"], "nll") if len(hit) else "--"
+    return rf"\textbf{{{text}}}" if len(hit) and bool(hit.iloc[0]["chosen"]) else text
+
+
+GATE_TABLES = {
+    "gate_arms": gate_arms_table,
+    "gate_nll": gate_nll_table,
+    "gate_sweep": gate_sweep_table,
+    "gate_tests": gate_tests_table,
+}
