@@ -66,6 +66,20 @@ def fake_execute(monkeypatch) -> list[str]:
     return made
 
 
+def test_what_is_left_goes_at_the_pace_of_what_was_made():
+    left = steps.Left({"a": 100, "b": 300, "c": 100, "new": 0})
+    assert left.s == 500
+    left.made("a", 50)
+    assert left.s == 200, "twice as fast as expected so far"
+    left.made("new", 900)  # nothing was expected of it
+    assert left.s == 200
+    left.made("b", 350)
+    assert left.s == 100, "400 s took 400 s"
+    left.made("c", 1)
+    assert left.s == 0
+    assert steps.Left({"a": 100, "b": 300}, at_once=2).s == 200
+
+
 def test_a_notebook_runs_with_its_parameters_and_shows_what_it_prints(checkout, capfd):
     make(checkout, "03")
     shown = capfd.readouterr()

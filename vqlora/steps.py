@@ -210,13 +210,12 @@ def make(todo: list[Step], *, force: bool = False, at_once: int = 1) -> None:
     Raises NotebookError where one fails, after the others that were running have ended.
     """
     stale = [step for step in todo if force or not step.up_to_date()]
-    guesses = [step.expected_s() or 0.0 for step in stale]
+    left = Left({step.name: step.expected_s() or 0.0 for step in stale}, at_once)
     if stale:
-        about = duration(sum(guesses) / at_once)
-        say(f"to make: {', '.join(step.name for step in stale)}; about {about} in all")
+        say(f"to make: {', '.join(step.name for step in stale)}; about {duration(left.s)} in all")
     if at_once == 1:
         for step in todo:
-            _make(step, force)
+            _make(step, force, left)
         return
     waiting, running, ended = list(todo), {}, set()
     # Papermill changes this process's folder to the notebook's: all of them shall have one.
@@ -225,22 +224,46 @@ def make(todo: list[Step], *, force: bool = False, at_once: int = 1) -> None:
             free = [step for step in waiting if not _earlier(step, todo) - ended]
             for step in free[:at_once - len(running)]:
                 waiting.remove(step)
-                running[pool.submit(_make, step, force, apart=True)] = step.name
+                running[pool.submit(_make, step, force, left, apart=True)] = step.name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
                 ended.add(running.pop(future))
 
 
-def _make(step: Step, force: bool, *, apart: bool = False) -> None:
+class Left:
+    """How long it will take to make what is left: what that was expected to, at the pace of what is made.
+
+    A machine that is twice as fast as the one that the profile's seconds are of is so from the first notebook on.
+    """
+
+    def __init__(self, expected_s: Mapping[str, float], at_once: int = 1):
+        self.expected_s, self.at_once = dict(expected_s), at_once
+        self.took_s = self.known_s = 0.0                     # of those made: in truth, and expected
+
+    @property
+    def s(self) -> float:
+        pace = self.took_s / self.known_s if self.known_s else 1.0
+        return sum(self.expected_s.values()) * pace / self.at_once
+
+    def made(self, name: str, took_s: float) -> None:
+        known = self.expected_s.pop(name, 0.0)
+        self.known_s += known
+        self.took_s += took_s if known else 0.0
+
+
+def _make(step: Step, force: bool, left: Left, *, apart: bool = False) -> None:
     """Run one step if it is out of date. Asked at its turn: one before may have changed what it builds on."""
     if not force and step.up_to_date():
         say(f"{step.name}: up to date")
+        left.expected_s.pop(step.name, None)
         return
     guess = step.expected_s()
     say(f"{step.name}: running" + (f", about {duration(guess)}" if guess else ""))
     began = time.monotonic()
     step.run(apart=apart)
-    say(f"{step.name}: done in {duration(time.monotonic() - began)}")
+    took_s = time.monotonic() - began
+    left.made(step.name, took_s)
+    say(f"{step.name}: done in {duration(took_s)}" + (f"; about {duration(left.s)} left" if left.s else ""))
 
 
 def _earlier(step: Step, todo: list[Step]) -> set[str]:
