@@ -233,7 +233,7 @@ def make(todo: list[Step], *, force: bool = False, at_once: int = 1) -> None:
 class Left:
     """How long it will take to make what is left: what that was expected to, at the pace of what is made.
 
-    A machine that is twice as fast as the one that the profile's seconds are of is so from the first notebook on.
+    A machine twice as fast as the one that the profile's seconds are of is so from the first notebook on.
     """
 
     def __init__(self, expected_s: Mapping[str, float], at_once: int = 1):
