@@ -16,7 +16,7 @@ from vqlora.report.bit_tables import BIT_TABLES
 from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, label, ordered, read_csv
 from vqlora.report.checkpoint_tables import CHECKPOINT_TABLES
 from vqlora.report.confirm_tables import CONFIRM_TABLES
-from vqlora.report.cost_tables import COST_TABLES
+from vqlora.report.cost_tables import COST_TABLES, DTYPES
 from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.report.general_tables import GENERAL_TABLES
 from vqlora.report.keys import (
@@ -288,7 +288,7 @@ def fuzz_table(results: Path) -> Table:
 
 
 def compute_table(results: Path) -> Table:
-    """What the runs behind each notebook took: how many, and processor time of training and evaluation."""
+    """What the runs behind each notebook took, and how wide the numbers are that they multiplied."""
     rows = []
     for path in sorted(Path(results).glob("[0-9]*/*cost.csv")):
         frame = pd.read_csv(path)
@@ -298,10 +298,18 @@ def compute_table(results: Path) -> Table:
         spent = [runs[name].sum() if name in runs else math.nan for name in ("train_cpu_s", "eval_cpu_s")]
         cells = (format_number(len(runs), "runs"), *(format_number(seconds, "cpu_s") for seconds in spent))
         name = f"{path.parent.name} {path.stem.removesuffix('cost').strip('_')}".strip()
-        rows.append((latex_text(name), *cells, format_number(runs["resident_peak_bytes"].max(),
-                                                                         "peak_bytes")))  # fmt: skip
-    heads = ("Notebook", "Runs", "Training", "Evaluation", "Largest resident set")
+        resident = format_number(runs["resident_peak_bytes"].max(), "peak_bytes")
+        rows.append((latex_text(name), *cells, resident, _products(path)))
+    heads = ("Notebook", "Runs", "Training", "Evaluation", "Largest resident set", "Products")
     return Table(heads, tuple(rows))
+
+
+def _products(cost: Path) -> str:
+    """Width of what was multiplied, from the runs beside the costs."""
+    runs = pd.read_csv(cost.with_name(cost.name.removesuffix("cost.csv") + "runs.csv"))
+    if "compute_dtype" not in runs:
+        return "--"
+    return ", ".join(label(name, DTYPES) for name in sorted(runs["compute_dtype"].unique()))
 
 
 TABLES: dict[str, Callable[[Path], Table]] = {
