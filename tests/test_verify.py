@@ -136,6 +136,19 @@ def test_peaks_are_not_compared_between_processors_that_compute_in_other_dtypes(
     assert faults_of(made, checkout) == []
 
 
+def test_a_share_of_nothing_is_empty_on_one_processor_and_a_number_on_another(checkout):
+    made = regenerated(checkout)
+    for folder, order in ((made, ""), (checkout / "results", "1.0")):
+        runs = pd.read_csv(folder / "03_main" / "runs.csv", dtype=str, keep_default_na=False)
+        runs.assign(order_frac=order).to_csv(folder / "03_main" / "runs.csv", index=False)
+    assert any("order_frac: empty; reference 1.0" in fault for fault in faults_of(made, checkout))
+    replace(made / "03_main" / "manifest.json", "avx2", "avx512_bf16")
+    assert faults_of(made, checkout) == []
+    runs = pd.read_csv(made / "03_main" / "runs.csv", dtype=str, keep_default_na=False)
+    runs.assign(slot_frac="").to_csv(made / "03_main" / "runs.csv", index=False)
+    assert any("slot_frac: empty" in fault for fault in faults_of(made, checkout)), "always there"
+
+
 def test_counts_are_exact_and_rows_may_not_vanish(checkout):
     made = regenerated(checkout)
     replace(made / "03_main" / "settings.csv", "steps,60", "steps,61")

@@ -37,6 +37,7 @@ class Rule(Settings):
     elsewhere: Literal["statistical", "machine"] = "statistical"  # numeric, on another kind of machine
     spread: float | None = Field(None, ge=0)  # `absolute` where a numeric rule is used as a statistical one
     share: float = Field(0.0, ge=0)  # `relative` there
+    empty: bool = False  # and a cell may be empty there in one of the two: nothing to count
     why: str = Field(min_length=10)
 
     @model_validator(mode="after")
@@ -179,6 +180,8 @@ def _compare_row(out, name, key, mine, theirs, rows, tolerances, same, alike) ->
             kind = "machine"  # words of a model that was trained elsewhere
         # Ends of an interval over other seeds: what lies between is compared. Empty: nothing to count there.
         gone = column in ("low", "high") or "" in (mine[column], reference)
+        if kind == "statistical" and rule.empty and "" in (mine[column], reference):
+            kind = "machine"
         if not same and (kind == "exact" or gone or tolerances.is_whole(name, key, metric)):
             kind = "other profile"
         out.cells[kind] = out.cells.get(kind, 0) + 1
