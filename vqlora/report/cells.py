@@ -12,6 +12,7 @@ from vqlora.report.keys import ResultsError, format_interval, format_number, lat
 ARMS = {"frozen": "Frozen", "full": "Full fine-tuning", "lora": "LoRA, 16 bit", "qlora": "QLoRA, NF4"}
 SHORT = {"frozen": "frozen", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 CLAIMS = {"equivalent": "equals", "no_worse": "is no worse than", "greater": "beats"}
+NOT_RUN = "not run with this profile"
 DOMAINS = {
     "source": "Source",
     "language": "Language shift",

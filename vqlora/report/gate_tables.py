@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vqlora.report.cells import DOMAINS, Table, label, ordered, read_csv
+from vqlora.report.cells import DOMAINS, NOT_RUN, Table, label, ordered, read_csv
 from vqlora.report.keys import format_interval, format_number, latex_text
 
 GATE_NAMES = {
@@ -86,6 +86,8 @@ def _cell(nll: pd.Series, domain: str, arm: str) -> str:
 
 def gate_sweep_table(results: Path) -> Table:
     """Validation NLL of every pair of rates that was swept; the chosen pair of each arm is bold."""
+    if not Path(results, "05_temporal/sweep.csv").is_file():
+        return Table(("Arm",), ((NOT_RUN,),))
     columns = ("domain", "arm", "learning_rate", "gate_rate", "metric", "value", "chosen")
     frame = read_csv(results, "05_temporal/sweep.csv", columns)
     frame = frame[frame["metric"] == "nll"]

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from vqlora.report.cells import CLAIMS, DOMAINS, Table, label, ordered, read_csv
+from vqlora.report.cells import CLAIMS, DOMAINS, NOT_RUN, Table, label, ordered, read_csv
 from vqlora.report.keys import format_interval, format_number, latex_text
 from vqlora.studies.method_study import NAMES
-
-NOT_RUN = "not run with this profile"
 
 
 def methods_table(results: Path) -> Table:
