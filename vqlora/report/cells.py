@@ -150,3 +150,9 @@ def verdict_cells(row: Mapping, metric: str) -> tuple[str, ...]:
         format_number(row["p_holm"], "p_holm"),
         latex_text(row["verdict"]),
     )
+
+
+def rate_cell(hit: pd.DataFrame) -> str:
+    """NLL of the row of a sweep that `hit` holds, bold where its rate was chosen; -- without one."""
+    text = format_number(hit.iloc[0]["value"], "nll") if len(hit) else "--"
+    return rf"\textbf{{{text}}}" if len(hit) and bool(hit.iloc[0]["chosen"]) else text

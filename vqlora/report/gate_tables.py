@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vqlora.report.cells import DOMAINS, NOT_RUN, Table, label, ordered, read_csv
+from vqlora.report.cells import DOMAINS, NOT_RUN, Table, label, ordered, rate_cell, read_csv
 from vqlora.report.keys import format_interval, format_number, latex_text
 
 GATE_NAMES = {
@@ -100,17 +100,12 @@ def gate_sweep_table(results: Path) -> Table:
             name = label(arm, GATE_NAMES)
             name = name[0].upper() + name[1:]
             for rate, tried in own.groupby("learning_rate"):
-                gated = (_swept(tried[tried["gate_rate"] == many]) for many in times)
-                cells = (_swept(tried[tried["gate_rate"].isna()]), *gated)
+                gated = (rate_cell(tried[tried["gate_rate"] == many]) for many in times)
+                cells = (rate_cell(tried[tried["gate_rate"].isna()]), *gated)
                 rows.append((named, name, format_number(rate, "learning_rate"), *cells))
                 named = name = ""
     heads = ("No gate", *(f"{t:g} times" for t in times))
     return Table(("Domain", "Arm", "Rate", *heads), tuple(rows), left=2)
-
-
-def _swept(hit: pd.DataFrame) -> str:
-    text = format_number(hit.iloc[0]["value"], "nll") if len(hit) else "--"
-    return rf"\textbf{{{text}}}" if len(hit) and bool(hit.iloc[0]["chosen"]) else text
 
 
 GATE_TABLES = {

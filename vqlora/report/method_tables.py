@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
-from vqlora.report.cells import CLAIMS, DOMAINS, NOT_RUN, Table, label, ordered, read_csv
+from vqlora.report.cells import CLAIMS, DOMAINS, NOT_RUN, Table, label, ordered, rate_cell, read_csv
 from vqlora.report.keys import format_interval, format_number, latex_text
 from vqlora.studies.method_study import NAMES
 
@@ -81,15 +79,10 @@ def swept_table(results: Path, file: str, names: Mapping[str, str]) -> Table:
         of_domain = frame[frame["domain"] == domain]
         for position, arm in enumerate(ordered(of_domain["arm"], names)):
             own = of_domain[of_domain["arm"] == arm]
-            cells = (_rate_cell(own[own["learning_rate"] == rate]) for rate in rates)
+            cells = (rate_cell(own[own["learning_rate"] == rate]) for rate in rates)
             rows.append((label(domain, DOMAINS) if position == 0 else "", label(arm, names), *cells))
     heads = (format_number(rate, "learning_rate") for rate in rates)
     return Table(("Domain", "Method", *heads), tuple(rows), left=2)
-
-
-def _rate_cell(hit: pd.DataFrame) -> str:
-    text = format_number(hit.iloc[0]["value"], "nll") if len(hit) else "--"
-    return rf"\textbf{{{text}}}" if len(hit) and bool(hit.iloc[0]["chosen"]) else text
 
 
 def _capital(text: str) -> str:

@@ -43,13 +43,13 @@ def compatibility(
 ) -> pd.DataFrame:
     """Table over the classes of `vqlora.zoo` (all, or the named ones): "yes" where all of this holds.
 
-    forward: on a float32 base, gated adapters on every part equal the base bit for bit at the start, and
-        those of gate "none" equal stock peft LoRA bit for bit, gradients too.
+    forward: on a float32 base, gated adapters on every part equal the base at the start, and
+        those of gate "none" equal stock peft LoRA, gradients too, all but for the last bits.
     backward: every adapter and gate parameter gets a gradient.
     NF4: both again on a 4-bit base.
-    reload: saved adapters on a fresh 4-bit base in a fresh process give the same outputs bit for bit.
+    reload: saved adapters on a fresh 4-bit base in a fresh process give the same outputs but for the last bits.
     merge: exact with a constant gate; with the mean gate closer than the base; saved and loaded again by the
-        class's own `from_pretrained`, the merged model gives the same outputs bit for bit.
+        class's own `from_pretrained`, the merged model gives the same outputs but for the last bits.
     gates: other features of one frame change that frame's gates alone; frames permuted, gates permuted.
     audit: no fault.
 
