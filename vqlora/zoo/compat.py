@@ -47,7 +47,7 @@ def compatibility(
         those of gate "none" equal stock peft LoRA, gradients too, all but for the last bits.
     backward: every adapter and gate parameter gets a gradient.
     NF4: both again on a 4-bit base.
-    reload: saved adapters on a fresh 4-bit base in a fresh process give the same outputs but for the last bits.
+    reload: saved adapters on a fresh 4-bit base in a fresh process give the same outputs, again so.
     merge: exact with a constant gate; with the mean gate closer than the base; saved and loaded again by the
         class's own `from_pretrained`, the merged model gives the same outputs but for the last bits.
     gates: other features of one frame change that frame's gates alone; frames permuted, gates permuted.
