@@ -13,7 +13,7 @@ from PIL import Image
 from vqlora import stats
 from vqlora.cost import bench_tables, claims
 from vqlora.experiments import CostModel
-from vqlora.selection.gains import closed_gap, summary
+from vqlora.selection.gains import closed_gap, summary, with_chosen
 from vqlora.store import write_csv
 from vqlora.studies import method_study
 from vqlora.studies.gate_study import overall
@@ -224,6 +224,8 @@ def _frames(folder: Path) -> None:
             for policy, gain in gains.items()]  # fmt: skip
     columns = ["domain", "frames", "policy", "clips", "nll", "slot", "exact", "seen", "gain", "gain_se"]
     table = pd.DataFrame(rows, columns=columns)
+    table.to_csv(folder / "validation.csv", index=False)
+    table = with_chosen(table, table)
     table.to_csv(folder / "policies.csv", index=False)
     summary(table, closed_gap(table), "segments").to_csv(folder / "summary.csv", index=False)
     outcomes = ["error", "harmless", "silent", "hang", "crash"]

@@ -26,6 +26,7 @@ from vqlora.frames.select import (
     top_k,
     uniform,
 )
+from vqlora.frames.shots import interruptions, own_segments, shots
 
 
 def every_policy(n, k, seed, kind):
@@ -40,7 +41,7 @@ def every_policy(n, k, seed, kind):
         "keys": key_frames(rng.random(n) < 0.2, k), "cumulative": cumulative(score, k),
         "coverage": cumulative(score, k, 0.3), "diverse": diverse(rows, k), "mmr": mmr(rows, score, k),
         "lowbit": low_bit_change(rows, k), "encoder": tell_apart(rows.astype(np.float32), k, 0.5),
-        "segments": segments(rows, k),
+        "segments": segments(rows, k), "own segments": own_segments(rows, rows, k),
     }.items()
 
 
@@ -125,6 +126,46 @@ def test_a_shaking_camera_is_not_what_moves():
     assert score_frames(frames.clip(0, 255).astype(np.uint8), colour=False).local.argmax() in range(20, 28)
     (found,) = stretches(moved(frames))
     assert found.start in (19, 20, 21) and found.end in (27, 28, 29)
+
+
+def scored(frames):
+    found = score_frames(np.clip(frames, 0, 255).astype(np.uint8), colour=False)
+    return found.thumbs, found.moved
+
+
+def test_what_breaks_into_a_scene_that_goes_on_is_an_interruption_wherever_it_shows():
+    frames, other = still(60, 3.0), still(60, 3.0, seed=5)
+    put(frames, range(30, 37), 20, 4, 6)
+    inserted = [*range(3), *range(10, 14), *range(32, 35), *range(50, 55)]  # 0 to 2: known from the others
+    frames[inserted] = other[inserted]
+    thumbs, moved = scored(frames)
+    assert shots(thumbs, moved).tolist() == [0, 3, 10, 14, 32, 35, 50, 55, 60]
+    assert np.flatnonzero(interruptions(thumbs, moved)).tolist() == inserted
+    for k in (1, 2, 4, 8, 40):
+        assert not set(own_segments(thumbs, moved, k).tolist()) & set(inserted)
+    assert set(segments(moved, 8).tolist()) & set(inserted)
+    assert set(range(28, 37)) & set(own_segments(thumbs, moved, 2).tolist())  # it moves across the gap
+    assert len(own_segments(thumbs, moved, 50)) == 50  # more than its own: filled up
+
+
+def test_a_scene_that_never_comes_back_is_no_interruption_nor_is_the_longer_one():
+    one, two = still(40, 2.0), still(40, 2.0, seed=7)
+    once = np.concatenate([one[:25], two[:15]])
+    assert shots(*scored(once)).tolist() == [0, 25, 40] and not interruptions(*scored(once)).any()
+    longer = np.concatenate([one[:8], two[:24], one[8:16]])
+    assert len(shots(*scored(longer))) == 4 and not interruptions(*scored(longer)).any()
+
+
+@pytest.mark.parametrize("light", [0.7, 1.2])
+def test_flicker_is_no_cut(light):
+    frames = still(30, 2.0)
+    frames[10:20] *= light
+    assert shots(*scored(frames)).tolist() == [0, 30]
+
+
+def test_one_frame_is_one_shot():
+    thumbs, moved = np.zeros((1, 4), np.uint8), np.zeros((1, 4), np.float16)
+    assert shots(thumbs, moved).tolist() == [0, 1] and own_segments(thumbs, moved, 3).tolist() == [0]
 
 
 def test_nothing_that_moves_means_even_frames():

@@ -104,6 +104,26 @@ def test_the_oracle_is_the_design_that_validation_prefers():
     assert gains.best_policy(gains.policy_table(examples, "val")) == "packets"
 
 
+def test_a_policy_may_be_chosen_for_each_domain_and_number_of_frames():
+    def both(uniform, packets, segments, oracle):
+        return {"uniform": uniform, "packets": packets, "segments": segments, "oracle": oracle}
+
+    def of(domain, test, val):
+        parts = [gains.policy_table(invented(both(*values), part).assign(domain=domain), part)
+                 for part, values in (("test", test), ("val", val))]
+        return parts
+
+    tests, vals = zip(of("a", (1.0, 0.7, 0.6, 0.5), (1.0, 0.7, 0.8, 0.1)),
+                      of("b", (1.0, 0.5, 0.6, 0.5), (0.6, 0.7, 0.7, 0.1)), strict=True)
+    table = gains.with_chosen(pd.concat(tests), pd.concat(vals))
+    table = table.set_index(["domain", "policy"]).sort_index()
+    for domain, policy in {"a": "packets", "b": "uniform"}.items():  # not what the test clips would choose
+        assert table.loc[(domain, "chosen")].equals(table.loc[(domain, policy)])
+    assert (table["gain"].xs("chosen", level="policy") >= 0).all()
+    closed = gains.closed_gap(table.reset_index())
+    assert set(closed["policy"]) == {"uniform", "packets", "segments", "chosen"}
+
+
 def test_gain_is_paired_and_the_gap_is_closed_by_shares():
     table = gains.policy_table(invented({"uniform": 1.0, "packets": 0.7, "top-k": 1.2, "oracle": 0.6}))
     rows = table.set_index("policy")

@@ -10,7 +10,8 @@ from vqlora.config import RunSettings, Settings
 from vqlora.experiments.overrides import overridden
 
 JUDGED = ("uniform", "random", "keyframes", "packets", "top-k", "cumulative", "cumulative-coverage",
-          "lowbit-cumulative", "lowbit-change", "segments", "diverse", "mmr", "encoder", "oracles")
+          "lowbit-cumulative", "lowbit-change", "segments", "own-segments", "diverse", "mmr", "encoder",
+          "oracles")
 
 
 class FramesSettings(Settings):
@@ -25,7 +26,7 @@ class FramesSettings(Settings):
     learning_rate: float = Field(1e-2, gt=0)                 # where no swept rate is on file
     steps: int = Field(40, ge=1)
     train_clips: int = Field(240, ge=1)
-    val_clips: int = Field(64, ge=1)                         # the oracle is chosen by these
+    val_clips: int = Field(64, ge=1)                         # the oracle, and policies, are chosen by these
     test_clips: int = Field(128, ge=1)
     per_policy: tuple[str, ...] = ("uniform", "packets", "cumulative-coverage")
     per_policy_counts: tuple[int, ...] = (4, 8)

@@ -11,6 +11,7 @@
 | lowbit-cumulative | the same with changes of the blocks' low-bit codes | all |
 | lowbit-change | low-bit change against the last chosen frame | all |
 | segments | stretches of change beyond the camera: the middle of each and what it led to, then more | all |
+| own-segments | the same, without the shots that break into a scene which goes on after them | all |
 | diverse | block means: farthest point | all |
 | mmr | motion, against likeness of block means to those chosen | all |
 | cover | the true events, where a data set has them: a reference that knows the answer | nothing |
@@ -26,6 +27,7 @@ from vqlora.data.clips import TrueEvent
 from vqlora.frames import select
 from vqlora.frames.container import Packets
 from vqlora.frames.scores import FrameScores, packet_score
+from vqlora.frames.shots import own_segments
 
 COVERAGE = 0.2  # the share of time in the policies that have one
 
@@ -70,6 +72,7 @@ BY_PIXELS: dict[str, tuple[Callable[[FrameScores, int], np.ndarray], str]] = {  
     "lowbit-change": (lambda s, k: select.low_bit_change(s.codes, k), "change"),
     "diverse": (lambda s, k: select.diverse(s.thumbs, k), "median_distance"),
     "segments": (lambda s, k: select.segments(s.moved, k), "local"),
+    "own-segments": (lambda s, k: own_segments(s.thumbs, s.moved, k), "local"),
     "mmr": (lambda s, k: select.mmr(s.thumbs, s.motion, k), "motion"),
 }
 NAMES = (*BLIND, *BY_PACKETS, *BY_PIXELS, "cover")

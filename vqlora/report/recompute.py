@@ -165,6 +165,14 @@ def _corrected(file: str, within: str = "family") -> Callable[[Path], pd.DataFra
     return make
 
 
+def _chosen_frames(results: Path) -> pd.DataFrame:
+    from vqlora.selection.gains import CHOSEN, with_chosen
+
+    folder = results / "07_frames"
+    policies, validation = (pd.read_csv(folder / f"{name}.csv") for name in ("policies", "validation"))
+    return with_chosen(policies[policies["policy"] != CHOSEN], validation)
+
+
 def _gap(results: Path) -> pd.DataFrame:
     from vqlora.selection.gains import closed_gap
 
@@ -212,6 +220,7 @@ CHECKS = (
           ("runs", "03_main/summary.csv", "09_rank_size_and_placement/summary.csv")),  # fmt: skip
     Check("10_scaling/fronts.csv", "pareto.csv", _fronts, ("10_scaling/pareto.csv",)),
     Check("08_bits/tests.csv", "p-values and intervals", _corrected("08_bits/tests.csv"), ()),
+    Check("07_frames/policies.csv", "validation.csv", _chosen_frames, ("07_frames/validation.csv",)),
     Check("07_frames/gap.csv", "policies.csv", _gap, ("07_frames/policies.csv",)),
     Check("07_frames/summary.csv", "policies.csv", _frames_summary, ("07_frames/policies.csv",)),
     Check("11_generalization/tests.csv", "p-values and intervals",

@@ -6,7 +6,7 @@ the paper has) and ``<out>/<name>.md``. Same results, same bytes.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +17,7 @@ from vqlora.report.cells import ARMS, CLAIMS, DOMAINS, METRICS, SHORT, Table, la
 from vqlora.report.checkpoint_tables import CHECKPOINT_TABLES
 from vqlora.report.confirm_tables import CONFIRM_TABLES
 from vqlora.report.cost_tables import COST_TABLES, DTYPES
+from vqlora.report.frame_tables import FRAME_TABLES
 from vqlora.report.gate_tables import GATE_TABLES
 from vqlora.report.general_tables import GENERAL_TABLES
 from vqlora.report.keys import (
@@ -232,61 +233,6 @@ def gate_size_table(results: Path) -> Table:
     return Table(("Model", "Trained", *(kind.capitalize() for kind in kinds)), tuple(rows))
 
 
-POLICIES = {"uniform": "Even", "packets": "Packets", "cumulative-coverage": "Motion", "segments": "Segments",
-            "oracle": "Oracle"}
-
-
-def frames_table(results: Path) -> Table:
-    """NLL on test clips by domain, for 4 and 8 frames chosen by a few policies and by the oracle."""
-    return _policies(results, "nll", (4, 8))
-
-
-def frames_seen_table(results: Path) -> Table:
-    """Share of events that a chosen frame shows, by domain, for 4 and 8 frames."""
-    return _policies(results, "seen_frac", (4, 8))
-
-
-def _policies(results: Path, metric: str, counts: Sequence[int]) -> Table:
-    frame = read_csv(results, "07_frames/summary.csv", ("domain", "policy", "frames", "metric", "value"))
-    frame = frame[(frame["metric"] == metric) & frame["policy"].isin(POLICIES)]
-    cells = frame.set_index(["domain", "frames", "policy"])["value"].astype(float)
-    counts = [count for count in counts if count in set(frame["frames"])]
-    heads = [f"{POLICIES[policy]}, {count}" for count in counts for policy in POLICIES]
-    rows = []
-    for domain in ordered(dict.fromkeys(frame["domain"]), DOMAINS):
-        numbers = (cells.get((domain, count, policy), math.nan) for count in counts for policy in POLICIES)
-        found = ("--" if math.isnan(n) else format_number(n, metric, unit=False) for n in numbers)
-        rows.append((label(domain, DOMAINS), *found))
-    return Table(("Domain", *heads), tuple(rows))
-
-
-def per_policy_table(results: Path) -> Table:
-    """Models trained and tested on the frames of one policy alone."""
-    columns = ("domain", "frames", "policy", "seeds", "nll", "slot", "gain", "gain_se")
-    frame = read_csv(results, "07_frames/per_policy.csv", columns)
-    rows = [
-        (label(row["domain"], DOMAINS), str(row["frames"]), label(row["policy"], POLICIES),
-         format_number(row["nll"], "nll"), format_number(row["slot"], "slot_frac"),
-         format_number(row["gain"], "gain"), format_number(row["gain_se"], "gain"))
-        for row in frame.to_dict("records")
-    ]  # fmt: skip
-    return Table(("Domain", "Frames", "Policy", "NLL", "Slot", "Gain", "s.e."), tuple(rows))
-
-
-def fuzz_table(results: Path) -> Table:
-    """What readings of damaged files came to, by what was known of the file."""
-    names = {"sha256": "Hash on record", "nothing": "Nothing known", "decord": "decord alone"}
-    columns = ("error", "harmless", "silent", "hang", "crash")
-    frame = read_csv(results, "07_frames/fuzz.csv", ("known", *columns))
-    sums = frame.groupby("known")[list(columns)].sum()
-    rows = [
-        (name, *(format_number(n, "files") for n in (sums.loc[known].sum(), *sums.loc[known])))
-        for known, name in names.items()
-        if known in sums.index
-    ]
-    return Table(("Reading", "Files", "Error", "Harmless", "Silently wrong", "Hang", "Crash"), tuple(rows))
-
-
 def compute_table(results: Path) -> Table:
     """What the runs behind each notebook took, and how wide the numbers are that they multiplied."""
     rows = []
@@ -317,10 +263,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "base": base_table,
     "compute": compute_table,
     "data": data_table,
-    "frames": frames_table,
-    "frames_seen": frames_seen_table,
-    "frames_trained": per_policy_table,
-    "fuzz": fuzz_table,
+    **FRAME_TABLES,
     "gate_size": gate_size_table,
     **GATE_TABLES,
     **GENERAL_TABLES,

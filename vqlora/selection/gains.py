@@ -1,8 +1,11 @@
 """From judged runs to tables: what each policy is worth against even frames and against the oracle.
 
-    table = policy_table(runs)          # domain, frames, policy, clips, nll, slot, exact, seen, gain, gain_se
+    examples = judged_examples(runs)
+    table = policy_table(examples)      # domain, frames, policy, clips, nll, slot, exact, seen, gain, gain_se
+    validation = policy_table(examples, "val")
+    best = best_policy(validation)      # one for all, for the test part
+    table = with_chosen(table, validation)      # and, as "chosen", one for each domain and number of frames
     closed = closed_gap(table)          # share of the gap between even frames and oracle that a policy closes
-    best = best_policy(table)           # chosen on validation, for the test part
 
 Gain is in nats per token of the references' likelihood, positive where a policy beats even frames; its
 standard error is over clips (means over seeds first), paired: the same model read the same clips.
@@ -18,7 +21,7 @@ import pandas as pd
 from vqlora.store import StoredRun
 
 VALUES = ("nll", "slot", "exact", "seen")
-ORACLE = "oracle"
+ORACLE, CHOSEN = "oracle", "chosen"
 
 
 def judged_examples(runs: Sequence[StoredRun]) -> pd.DataFrame:
@@ -53,6 +56,20 @@ def best_policy(validation: pd.DataFrame) -> str:
     """The policy with the largest mean gain over domains and numbers of frames of a `policy_table`."""
     own = validation[~validation["policy"].str.startswith(ORACLE)]
     return str(own.groupby("policy")["gain"].mean().idxmax())
+
+
+def choices(validation: pd.DataFrame) -> pd.DataFrame:
+    """The policy with the lowest mean NLL in a `policy_table` of validation clips, by domain and number of
+    frames (columns domain, frames, policy), as the oracle's design is chosen. Ties go to the first."""
+    own = validation[~validation["policy"].str.startswith(ORACLE)].reset_index(drop=True)
+    best = own.groupby(["domain", "frames"], sort=False)["nll"].idxmin()
+    return own.loc[best, ["domain", "frames", "policy"]].reset_index(drop=True)
+
+
+def with_chosen(table: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
+    """`table` with one more policy, `CHOSEN`: the rows of what validation chooses (`choices`), which may be
+    even frames."""
+    return pd.concat([table, table.merge(choices(validation)).assign(policy=CHOSEN)], ignore_index=True)
 
 
 def closed_gap(table: pd.DataFrame) -> pd.DataFrame:
