@@ -312,7 +312,8 @@ def made(checkout) -> Path:
     run = checkout / "build" / "full" / "runs"
     (run / "examples").mkdir(parents=True)
     (run / "abc.json").write_text("{}")
-    pd.DataFrame({"nll": [1.0]}).to_parquet(run / "examples" / "abc.parquet")
+    rows = {"task": ["caption", "gate"], "nll": [1.0, None], "frame": [None, 3], "gate.q_proj": [None, 0.5]}
+    pd.DataFrame(rows).to_parquet(run / "examples" / "abc.parquet")
     return checkout
 
 
@@ -321,10 +322,25 @@ def test_accept_promotes_results_with_provenance_and_runs(made):
     kept = made / "results"
     assert "0.7333" in (kept / "03_main" / "summary.csv").read_text()
     assert json.loads((kept / "03_main" / "manifest.json").read_text())["profile"] == "full"
-    assert (kept / "runs" / "abc.json").is_file() and (kept / "runs" / "examples" / "abc.parquet").is_file()
+    rows = pd.read_parquet(kept / "runs" / "examples" / "abc.parquet")
+    assert (kept / "runs" / "abc.json").is_file()
+    assert rows.to_dict("list") == {"task": ["caption"], "nll": [1.0]}
     assert seal_faults(made) == []
     line = hashlib.sha256((kept / "03_main" / "summary.csv").read_bytes()).hexdigest()
     assert f"{line}  results/03_main/summary.csv" in (made / SUMS).read_text()
+
+
+def test_accept_forgets_runs_that_no_result_names_any_more(made):
+    runs = made / "results" / "runs"
+    (runs / "examples").mkdir(parents=True, exist_ok=True)
+    for key in ("old", "theirs"):
+        (runs / f"{key}.json").write_text("{}")
+        pd.DataFrame({"nll": [1.0]}).to_parquet(runs / "examples" / f"{key}.parquet")
+    (made / "results" / "03_main" / "cost.csv").write_text("key,train_cpu_s\nold,1.5\n")
+    (made / "results" / "08_bits" / "cost.csv").write_text("key,train_cpu_s\ntheirs,1.5\n")
+    accept("03_main", "full", made)
+    assert sorted(path.stem for path in runs.glob("*.json")) == ["abc", "theirs"]
+    assert sorted(path.stem for path in (runs / "examples").iterdir()) == ["abc", "theirs"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pandas
+
 from vqlora.report.claims import judge_claims, load_claims, text_faults
 from vqlora.report.keys import ResultsError
 from vqlora.report.paper import results_dir
@@ -28,7 +30,8 @@ KEPT = (".csv", ".json", ".png")
 def accept(notebook: str, profile: str, root: Path | str = ".", *, up_to_date: bool = True) -> list[Path]:
     """Promote the results of `notebook` (its stem) from a profile to the reference; the files written.
 
-    Rows per example of its runs come with them while all of those together stay within `EXAMPLES_BYTES`.
+    Rows per example of its runs come with them while all of those together stay within `EXAMPLES_BYTES`; what
+    gates did in each frame stays behind.
 
     Args:
         up_to_date: whether the notebook's last good run left exactly these files (`Step.up_to_date`).
@@ -92,21 +95,45 @@ def _denied(own: Path, notebook: str, root: Path) -> list[str]:
 
 
 def _keep_runs(own: Path, store: RunStore, results: Path) -> list[Path]:
-    """Copy finished runs and their rows per example, where there is room for all of the notebook's."""
+    """Copy finished runs and their rows per example, where there is room for all of the notebook's; runs that
+    no reference result names any more make room first."""
+    keys, kept = sorted(_keys(own)), RunStore(results)
+    named = set(keys).union(*(_keys(folder) for folder in results.glob("[0-9]*") if folder.name != own.name))
+    for path in sorted((results / "runs").glob("*.json")):
+        if path.stem not in named:
+            path.unlink()
+            kept.examples_path(path.stem).unlink(missing_ok=True)
+    there = sum(path.stat().st_size for path in (results / "runs" / "examples").glob("*.parquet"))
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [(store.path(key), kept.path(key)) for key in keys]
+        for key in keys:
+            if not kept.examples_path(key).is_file() and (source := store.examples_path(key)).is_file():
+                pairs.append((_without_gates(source, Path(folder)), kept.examples_path(key)))
+        pairs = [(source, target) for source, target in pairs if source.is_file()]
+        more = sum(source.stat().st_size for source, target in pairs if target.suffix == ".parquet")
+        if there + more > EXAMPLES_BYTES:
+            return []
+        return [_copy(source, target) for source, target in pairs]
+
+
+def _keys(folder: Path) -> set[str]:
+    """Of the runs that a notebook's results name."""
     keys = set()
-    for path in own.glob("*cost.csv"):
+    for path in folder.glob("*cost.csv"):
         with path.open(newline="", encoding="utf-8") as file:
             keys |= {row["key"] for row in csv.DictReader(file) if row.get("key")}
-    keys = sorted(keys)
-    kept = RunStore(results)
-    pairs = [(store.path(key), kept.path(key)) for key in keys]
-    pairs += [(store.examples_path(key), kept.examples_path(key)) for key in keys]
-    pairs = [(source, target) for source, target in pairs if source.is_file()]
-    there = sum(path.stat().st_size for path in (results / "runs" / "examples").glob("*.parquet"))
-    more = sum(source.stat().st_size for source, target in pairs if not target.is_file())
-    if there + more > EXAMPLES_BYTES:
-        return []
-    return [_copy(source, target) for source, target in pairs]
+    return keys
+
+
+def _without_gates(source: Path, folder: Path) -> Path:
+    """Rows per example without those that say what gates did in every frame, ten times as many bytes as all
+    else: tables and figures of 05 have what is said of them."""
+    table = pandas.read_parquet(source)
+    if "task" not in table or not (table["task"] == "gate").any():
+        return source
+    target = folder / source.name
+    table[table["task"] != "gate"].dropna(axis="columns", how="all").to_parquet(target, index=False)
+    return target
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -154,13 +154,9 @@ def answers_table(results: Path) -> Table:
 
 def aims_table(results: Path) -> Table:
     """The aims, set before anything was measured, by the dtype of products: ratio, spread, limit, verdict."""
-    columns = ("aim", "value", "low", "high", "limit", "verdict", "arm", "against")
-    if Path(results, "04_cost/dtypes.csv").is_file():
-        frame = read_csv(results, "04_cost/dtypes.csv", ("dtype", *columns))
-    else:  # results of before dtypes were told apart
-        runs = read_csv(results, "03_main/runs.csv", ("compute_dtype",))
-        frame = read_csv(results, "04_cost/aims.csv", columns).assign(dtype=runs["compute_dtype"].iloc[0])
-    frame, rows = frame.set_index(["dtype", "aim"]), []
+    columns = ("dtype", "aim", "value", "low", "high", "limit", "verdict", "arm", "against")
+    frame = read_csv(results, "04_cost/dtypes.csv", columns).set_index(["dtype", "aim"])
+    rows = []
     for dtype in dict.fromkeys(frame.index.get_level_values("dtype")):
         rows += [None] * bool(rows)
         for place, (aim, name) in enumerate(AIMS.items()):

@@ -87,6 +87,7 @@ def fuzz_table(results: Path) -> Table:
 FRAME_TABLES: dict[str, Callable[[Path], Table]] = {
     "frames": frames_table,
     "frames_seen": frames_seen_table,
+    "frames_chosen": frames_chosen_table,
     "frames_trained": per_policy_table,
     "fuzz": fuzz_table,
 }
