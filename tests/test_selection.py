@@ -120,7 +120,10 @@ def test_a_policy_may_be_chosen_for_each_domain_and_number_of_frames():
     for domain, policy in {"a": "packets", "b": "uniform"}.items():  # not what the test clips would choose
         assert table.loc[(domain, "chosen")].equals(table.loc[(domain, policy)])
     assert (table["gain"].xs("chosen", level="policy") >= 0).all()
-    closed = gains.closed_gap(table.reset_index())
+    level = pd.concat(vals).assign(nll=1.0)
+    for table in (level, level[::-1]):  # whatever the order of its rows
+        assert set(gains.choices(table)["policy"]) == {"uniform"}
+    closed = gains.closed_gap(gains.with_chosen(pd.concat(tests), pd.concat(vals)))
     assert set(closed["policy"]) == {"uniform", "packets", "segments", "chosen"}
 
 

@@ -60,9 +60,11 @@ def best_policy(validation: pd.DataFrame) -> str:
 
 def choices(validation: pd.DataFrame) -> pd.DataFrame:
     """The policy with the lowest mean NLL in a `policy_table` of validation clips, by domain and number of
-    frames (columns domain, frames, policy), as the oracle's design is chosen. Ties go to the first."""
-    own = validation[~validation["policy"].str.startswith(ORACLE)].reset_index(drop=True)
-    best = own.groupby(["domain", "frames"], sort=False)["nll"].idxmin()
+    frames (columns domain, frames, policy), as the oracle's design is chosen. Of several that chose the same
+    frames it is the last by name: even frames before segments, these before own segments."""
+    own = validation[~validation["policy"].str.startswith(ORACLE)]
+    own = own.sort_values("policy", ascending=False, ignore_index=True)
+    best = own.groupby(["domain", "frames"])["nll"].idxmin()
     return own.loc[best, ["domain", "frames", "policy"]].reset_index(drop=True)
 
 
