@@ -137,6 +137,15 @@ def test_gain_is_paired_and_the_gap_is_closed_by_shares():
     assert closed["worse"].to_dict() == {"uniform": False, "packets": False, "top-k": True}
 
 
+def test_a_policy_that_beats_the_oracle_is_counted_with_and_without_what_lies_beyond():
+    table = pd.concat([
+        gains.policy_table(invented({"uniform": 1.0, "packets": packets, "oracle": 0.8}).assign(domain=name))
+        for name, packets in (("a", 0.4), ("b", 0.88))])
+    row = gains.verdicts(gains.closed_gap(table), ("packets",)).iloc[0]
+    assert row["closed_frac"] == pytest.approx(0.72 / 0.4) and row["capped_frac"] == pytest.approx(0.8)
+    assert row["half_cells"] == 2 == row["gap_cells"]
+
+
 def test_without_a_gap_even_frames_are_enough():
     examples = invented({"uniform": 1.0, "packets": 1.0, "oracle": 1.0})
     shaken = np.random.default_rng(1).normal(0, 0.2, len(examples))

@@ -15,6 +15,7 @@ POLICIES = {
     "packets": "Packets",
     "cumulative-coverage": "Motion",
     "segments": "Segments",
+    "own-segments": "Own",
     "chosen": "Chosen",
     "oracle": "Oracle",
 }

@@ -98,7 +98,7 @@ LINES = {  # policy: colour, line, name
     "packets": ("#E69F00", "-", "packets"),
     "cumulative-coverage": ("#0072B2", "-", "motion, a fifth even"),
     "segments": ("#CC79A7", "-", "segments"),
-    "chosen": ("#D55E00", "-", "chosen by validation"),
+    "own-segments": ("#D55E00", "-", "own segments"),
     "top-k": ("#56B4E9", ":", "top-k motion"),
     "oracle": ("#009E73", "--", "oracle"),
 }

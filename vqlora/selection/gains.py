@@ -113,8 +113,9 @@ def per_policy_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
 def verdicts(closed: pd.DataFrame, policies: Sequence[str]) -> pd.DataFrame:
     """What the planned question comes to, a row a policy, over the cells (domain, number of frames).
 
-    cells; gap_cells (with a gap to the oracle); closed_frac (all gains there over all gaps); half_cells
-    (at least half of the gap gained); worse_cells (worse than even frames) and `worse`, their names.
+    cells; gap_cells (with a gap to the oracle); closed_frac (all gains there over all gaps); capped_frac (the
+    same with no gain counted beyond its gap: an oracle of events can be beaten); half_cells (at least half of
+    the gap gained); worse_cells (worse than even frames) and `worse`, their names.
     """
     rows = []
     for policy in policies:
@@ -122,10 +123,12 @@ def verdicts(closed: pd.DataFrame, policies: Sequence[str]) -> pd.DataFrame:
         there = own[own["closed"].notna()]
         worse = own[own["worse"]]
         names = ", ".join(worse["domain"] + " " + worse["frames"].astype(str))
-        share = there["gain"].sum() / there["gap"].sum() if len(there) else math.nan
+        counted = (there["gain"], there["gain"].clip(upper=there["gap"]))
+        shares = [part.sum() / there["gap"].sum() if len(there) else math.nan for part in counted]
         half = int((there["closed"] >= 0.5).sum())
-        rows.append((policy, len(own), len(there), share, half, len(worse), names))
-    columns = ["policy", "cells", "gap_cells", "closed_frac", "half_cells", "worse_cells", "worse"]
+        rows.append((policy, len(own), len(there), *shares, half, len(worse), names))
+    columns = ["policy", "cells", "gap_cells", "closed_frac", "capped_frac", "half_cells", "worse_cells",
+               "worse"]
     return pd.DataFrame(rows, columns=columns)
 
 
