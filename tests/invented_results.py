@@ -150,6 +150,8 @@ def _gates(folder: Path) -> None:
     claims += [("arms", "cutaways", "shuffled_vs_plain", 0.19)]
     claims += [("arms", domain, pair, 0.02) for domain in ("inserts", "cutaways")
                for pair in ("segments_vs_rank", "rank+segments_vs_segments")]  # fmt: skip
+    claims += [("arms", "inserts", pair, 0.03)
+               for pair in ("rank-vision_vs_plain", "rank-text_vs_plain", "rank_vs_random")]  # fmt: skip
     claims += [("domains", "degraded", "rank_vs_plain", -0.01)]
     verdicts = ["supported" if gain > 0.1 else "undecided" for *_, gain in claims]
     tests = pd.DataFrame(claims, columns=["family", "domain", "comparison", "value"])
