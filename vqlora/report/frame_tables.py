@@ -19,11 +19,12 @@ POLICIES = {
     "chosen": "Chosen",
     "oracle": "Oracle",
 }
+SHOWN = ("uniform", "segments", "own-segments", "chosen", "oracle")  # a figure has more
 NAMED = {"uniform": "even", "cumulative-coverage": "motion"}  # others go by their own names
 
 
 def frames_table(results: Path) -> Table:
-    """NLL on test clips by domain, for 4 and 8 frames chosen by a few policies and by the oracle."""
+    """NLL on test clips by domain, for 4 and 8 frames chosen by the policies `SHOWN`."""
     return _policies(results, "nll", (4, 8))
 
 
@@ -41,18 +42,18 @@ def frames_chosen_table(results: Path) -> Table:
     for domain in ordered(dict.fromkeys(table["domain"]), DOMAINS):
         names = (cells.get((domain, count), "--") for count in counts)
         rows.append((label(domain, DOMAINS), *(NAMED.get(name, name) for name in names)))
-    return Table(("Domain", *(str(count) for count in counts)), tuple(rows))
+    return Table(("Domain", *(str(count) for count in counts)), tuple(rows), left=1 + len(counts))
 
 
 def _policies(results: Path, metric: str, counts: Sequence[int]) -> Table:
     frame = read_csv(results, "07_frames/summary.csv", ("domain", "policy", "frames", "metric", "value"))
-    frame = frame[(frame["metric"] == metric) & frame["policy"].isin(POLICIES)]
+    frame = frame[(frame["metric"] == metric) & frame["policy"].isin(SHOWN)]
     cells = frame.set_index(["domain", "frames", "policy"])["value"].astype(float)
     counts = [count for count in counts if count in set(frame["frames"])]
-    heads = [f"{POLICIES[policy]}, {count}" for count in counts for policy in POLICIES]
+    heads = [f"{POLICIES[policy]}, {count}" for count in counts for policy in SHOWN]
     rows = []
     for domain in ordered(dict.fromkeys(frame["domain"]), DOMAINS):
-        numbers = (cells.get((domain, count, policy), math.nan) for count in counts for policy in POLICIES)
+        numbers = (cells.get((domain, count, policy), math.nan) for count in counts for policy in SHOWN)
         found = ("--" if math.isnan(n) else format_number(n, metric, unit=False) for n in numbers)
         rows.append((label(domain, DOMAINS), *found))
     return Table(("Domain", *heads), tuple(rows))
