@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     wanted = part.add_mutually_exclusive_group()
     wanted.add_argument("-k", type=int, metavar="N", help="how many frames (default: 8)")
     wanted.add_argument("--coverage", type=float, metavar="C", help="as few as stand for this share, 0 to 1")
-    part.add_argument("--policy", metavar="NAME", help="segments (default), uniform, packets, "
+    part.add_argument("--policy", metavar="NAME", help="segments (default), own-segments, uniform, packets, "
                       "lowbit-change, diverse ...; a wrong name lists all")
     part.add_argument("--seed", type=int, default=0, help="of the policy `random`")
     part.add_argument("--sheet", metavar="FILE", help="draw the score and the frames there (.png or .pdf)")
