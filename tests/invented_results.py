@@ -153,6 +153,7 @@ def _gates(folder: Path) -> None:
     claims += [("arms", "inserts", pair, 0.03)
                for pair in ("rank-vision_vs_plain", "rank-text_vs_plain", "rank_vs_random")]  # fmt: skip
     claims += [("domains", "degraded", "rank_vs_plain", -0.01)]
+    claims += [("beyond", "degraded", f"rank_vs_{b}", 0.01) for b in ("constant", "shuffled")]
     verdicts = ["supported" if gain > 0.1 else "undecided" for *_, gain in claims]
     tests = pd.DataFrame(claims, columns=["family", "domain", "comparison", "value"])
     tests = tests.assign(metric="nll", low=tests["value"] - 0.04, high=tests["value"] + 0.04, margin=0.05)

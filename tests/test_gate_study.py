@@ -127,6 +127,21 @@ def test_a_gain_that_shuffling_reaches_is_not_called_temporal():
     assert counts["rank_vs_plain", "supported_names"] == counts["rank_vs_plain", "largest_name"] == "inserts"
     assert counts["rank_vs_plain", "denied_names"] == "degraded"
     assert counts["temporal", "supported_names"] == "none", "shuffled features do as much"
+    assert counts["further", "claims_count"] == "0", "no control was run beyond the main domains"
+
+
+def test_controls_are_judged_beyond_the_main_domains_where_they_were_run():
+    domains = {"degraded": 1.0, "cutaways": 1.0}
+    runs = [run(arm, domain, 0.8 if arm == "rank" and domain == "cutaways" else nll, seed)
+            for domain, nll in domains.items() for seed in range(3)
+            for arm in ("plain", "rank", "constant", "shuffled")]  # fmt: skip
+    asked = temporal(more_domains=list(domains), fewer=["plain", "rank", "constant", "shuffled"])
+    tests = gate_study.judge(asked, [*RUNS[:18], *runs], values=column)
+    beyond = tests[tests["family"] == "beyond"].set_index(["domain", "comparison"])["verdict"]
+    assert len(beyond) == 4 and beyond["cutaways", "rank_vs_shuffled"] == "supported"
+    assert beyond["degraded", "rank_vs_constant"] == "denied"
+    counts = gate_study.overall(tests).set_index(["of", "metric"])["value"]
+    assert counts["further", "claims_count"] == "2" and counts["further", "supported_names"] == "cutaways"
 
 
 @pytest.fixture

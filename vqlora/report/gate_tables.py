@@ -32,6 +32,11 @@ def gate_tests_table(results: Path) -> Table:
     return _tests(results, ("primary", "domains"))
 
 
+def gate_beyond_table(results: Path) -> Table:
+    """The gate against its controls on the further domains."""
+    return _tests(results, ("beyond",))
+
+
 def gate_arms_table(results: Path) -> Table:
     """Further pairs of arms on the main domains: controls, kinds of gate, chosen frames."""
     return _tests(results, ("arms",))
@@ -110,6 +115,7 @@ def gate_sweep_table(results: Path) -> Table:
 
 GATE_TABLES = {
     "gate_arms": gate_arms_table,
+    "gate_beyond": gate_beyond_table,
     "gate_nll": gate_nll_table,
     "gate_sweep": gate_sweep_table,
     "gate_tests": gate_tests_table,
