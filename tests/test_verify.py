@@ -388,8 +388,10 @@ def test_what_was_recomputed_is_kept_until_results_change(tmp_path, monkeypatch)
                             faults=lambda results: faults(results / "01_data"))  # fmt: skip
     monkeypatch.setattr("vqlora.report.verify.CHECKS", [check])
     kept = tmp_path / "build" / "checked" / "recomputed.json"
+    (tmp_path / "figures").mkdir()
     for text, status, times in (("1", "ok", 1), ("1", "ok", 1), ("0", "failed", 2), ("0", "failed", 2)):
         file.write_text(text)
+        (tmp_path / "figures" / "a.png").write_bytes(bytes(len(asked)))  # another picture is no other result
         (line,) = recomputed(tmp_path / "results", kept=kept)
         assert line.status == status and len(asked) == times
     kept.write_text("{")
