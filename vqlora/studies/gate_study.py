@@ -127,14 +127,16 @@ def judge(
     """Tests as `comparison.judge` makes them, with their family: Holm's correction is within a family.
 
     primary: `primary_claims` on the main domains. arms: the pairs of BESIDE there. domains: the gate against
-    plain adapters on the further domains.
+    plain adapters on the further domains. beyond: against its controls there, those that were run.
     """
     margin, parts = temporal.margin_nll, []
     labels = {arm.label for arm in temporal.arms}
     beside = [{"a": a, "b": b, "claim": "greater", "margin": margin} for a, b in BESIDE if {a, b} <= labels]
     first = primary_claims(margin)
-    families = [("primary", temporal.domains, first), ("arms", temporal.domains, beside)]
-    for family, domains, claims in (*families, ("domains", temporal.more_domains, first[:1])):
+    controls = [claim for claim in first[1:] if claim["b"] in temporal.fewer]
+    families = (("primary", temporal.domains, first), ("arms", temporal.domains, beside),
+                ("domains", temporal.more_domains, first[:1]), ("beyond", temporal.more_domains, controls))
+    for family, domains, claims in families:
         own = [run for run in runs if run.settings.domain in domains]
         if own and claims:
             parts.append(comparison.judge(own, claims, values=values).assign(family=family))
@@ -144,11 +146,15 @@ def judge(
 def overall(tests: pd.DataFrame) -> pd.DataFrame:
     """How the verdicts fell, by comparison over its domains (of, metric, value): how many domains, on which
     each verdict, largest and smallest gain. Of "primary": all these claims together. Of "temporal": the main
-    domains on which every primary claim is supported.
+    domains on which every primary claim is supported; of "further": the other domains on which the same ones
+    were put, likewise.
     """
-    primary = tests[tests["family"] == "primary"]
-    held = (primary["verdict"] == "supported").groupby(primary["domain"], sort=False).all()
-    rows = [("temporal", "claims_count", str(len(held))), *_named("temporal", "supported", held.index[held])]
+    primary, rows = tests[tests["family"] == "primary"], []
+    beyond = tests[tests["family"].isin(["domains", "beyond"])]
+    beyond = beyond[beyond.groupby("domain")["comparison"].transform("nunique") == len(PRIMARY)]
+    for name, own in (("temporal", primary), ("further", beyond)):
+        held = (own["verdict"] == "supported").groupby(own["domain"], sort=False).all()
+        rows += [(name, "claims_count", str(len(held))), *_named(name, "supported", held.index[held])]
     for name, own in [("primary", primary), *tests.groupby("comparison", sort=False)]:
         rows.append((name, "claims_count", str(len(own))))
         for verdict in ("supported", "denied", "undecided"):
