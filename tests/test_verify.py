@@ -1,6 +1,5 @@
-"""Verification: a changed cell, figure or sentence is caught; only sound results become the reference."""
+"""Verification: a changed cell, figure or sentence is caught."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -9,14 +8,13 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from invented_results import write_invented
+from invented_checkout import regenerated, replace, sealed_checkout
 
 from vqlora import cli, notebooks
 from vqlora.config import ConfigError
-from vqlora.report.accept import accept
 from vqlora.report.keys import ResultsError
 from vqlora.report.recompute import CHECKS
-from vqlora.report.seal import SUMS, seal_faults, write_seal
+from vqlora.report.seal import SUMS, seal_faults
 from vqlora.report.tolerances import compare_file, compare_folders, load_tolerances
 from vqlora.report.verify import recomputed, verify
 from vqlora.report.verify import regenerated as compared
@@ -27,21 +25,7 @@ TOLERANCES = ROOT / "results" / "tolerances.toml"
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A sealed checkout with invented results, the real text and claims, and a figure."""
-    root = tmp_path / "checkout"
-    write_invented(root / "results")
-    shutil.copy(TOLERANCES, root / "results")
-    shutil.copytree(ROOT / "paper", root / "paper", ignore=shutil.ignore_patterns("generated"))
-    (root / "figures").mkdir()
-    (root / "figures" / "planner.pdf").write_bytes(b"%PDF a figure")
-    write_seal(root)
-    return root
-
-
-def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+    return sealed_checkout(tmp_path / "checkout")
 
 
 def test_what_is_committed_is_what_was_sealed():
@@ -89,19 +73,6 @@ def test_changed_claims_tolerances_and_new_files_are_caught(checkout):
     (checkout / "results" / "99_new" / "summary.csv").write_text("metric,value\nnll,1\n")
     assert [fault.split(":")[0] for fault in seal_faults(checkout)] == [
         "paper/claims.yaml", "results/99_new/summary.csv", "results/tolerances.toml"]  # fmt: skip
-
-
-def regenerated(
-    checkout: Path, profile: str = "cpu", flags: tuple = ("avx2",), notebook: str = "03_main"
-) -> Path:
-    """A copy of a notebook's results as if made anew; both get manifests."""
-    manifest = {"profile": "cpu", "processor_flags": ["avx2"], "versions": {"torch": "2"}}
-    made = checkout / "build" / profile / "results"
-    shutil.copytree(checkout / "results" / notebook, made / notebook)
-    (checkout / "results" / notebook / "manifest.json").write_text(json.dumps(manifest))
-    own = {**manifest, "profile": profile, "processor_flags": list(flags)}
-    (made / notebook / "manifest.json").write_text(json.dumps(own))
-    return made
 
 
 def faults_of(made: Path, checkout: Path) -> list[str]:
@@ -293,85 +264,6 @@ def test_executed_notebooks_become_web_pages(tmp_path):
         (tmp_path / "notebooks" / name).write_text(json.dumps(book))
     (page,) = export(tmp_path)
     assert page == tmp_path / "html" / "03_main.html" and "It is so" in page.read_text()
-
-
-@pytest.fixture
-def made(checkout) -> Path:
-    """The checkout as a git repository, with results of notebook 03 made by `full` from its commit."""
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
-    for command in (["init", "-q"], ["add", "paper"], ["commit", "-qm", "text"]):
-        subprocess.run([*git, *command], check=True, capture_output=True)
-    commit = subprocess.run(
-        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    folder = regenerated(checkout, profile="full") / "03_main"
-    note = {"profile": "full", "dirty": False, "commit": commit, "versions": {}}
-    (folder / "manifest.json").write_text(json.dumps(note))
-    replace(folder / "summary.csv", "language,qlora,nll,0.7475", "language,qlora,nll,0.7333")
-    (folder / "cost.csv").write_text("key,train_cpu_s\nabc,1.5\n")
-    run = checkout / "build" / "full" / "runs"
-    (run / "examples").mkdir(parents=True)
-    (run / "abc.json").write_text("{}")
-    rows = {"task": ["caption", "gate"], "nll": [1.0, None], "frame": [None, 3], "gate.q_proj": [None, 0.5]}
-    pd.DataFrame(rows).to_parquet(run / "examples" / "abc.parquet")
-    return checkout
-
-
-def test_accept_promotes_results_with_provenance_and_runs(made):
-    accept("03_main", "full", made)
-    kept = made / "results"
-    assert "0.7333" in (kept / "03_main" / "summary.csv").read_text()
-    assert json.loads((kept / "03_main" / "manifest.json").read_text())["profile"] == "full"
-    rows = pd.read_parquet(kept / "runs" / "examples" / "abc.parquet")
-    assert (kept / "runs" / "abc.json").is_file()
-    assert rows.to_dict("list") == {"task": ["caption"], "nll": [1.0]}
-    assert seal_faults(made) == []
-    line = hashlib.sha256((kept / "03_main" / "summary.csv").read_bytes()).hexdigest()
-    assert f"{line}  results/03_main/summary.csv" in (made / SUMS).read_text()
-
-
-def test_accept_forgets_runs_that_no_result_names_any_more(made):
-    runs = made / "results" / "runs"
-    (runs / "examples").mkdir(parents=True, exist_ok=True)
-    for key in ("old", "theirs"):
-        (runs / f"{key}.json").write_text("{}")
-        pd.DataFrame({"nll": [1.0]}).to_parquet(runs / "examples" / f"{key}.parquet")
-    (made / "results" / "03_main" / "cost.csv").write_text("key,train_cpu_s\nold,1.5\n")
-    (made / "results" / "08_bits" / "cost.csv").write_text("key,train_cpu_s\ntheirs,1.5\n")
-    accept("03_main", "full", made)
-    assert sorted(path.stem for path in runs.glob("*.json")) == ["abc", "theirs"]
-    assert sorted(path.stem for path in (runs / "examples").iterdir()) == ["abc", "theirs"]
-
-
-@pytest.mark.parametrize(
-    ("note", "words"),
-    [
-        ({"dirty": True}, "made from a tree with changes"),
-        ({"dirty": None}, "made from a tree with changes"),
-        ({"profile": "smoke"}, "smoke's numbers mean nothing"),
-        ({"profile": "cpu"}, "its manifest says profile 'cpu', not 'full'"),
-        ({"commit": "0" * 40}, "commit 000000000000, which is not in the history"),
-    ],
-)
-def test_accept_refuses_what_cannot_be_the_reference(made, note, words):
-    manifest = made / "build" / "full" / "results" / "03_main" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **note}))
-    before = (made / "results" / "03_main" / "summary.csv").read_bytes()
-    with pytest.raises(ResultsError, match=words):
-        accept("03_main", "full", made)
-    assert (made / "results" / "03_main" / "summary.csv").read_bytes() == before
-
-
-def test_accept_refuses_what_is_stale_and_what_a_sentence_denies(made):
-    with pytest.raises(ResultsError, match="changed since it wrote it"):
-        accept("03_main", "full", made, up_to_date=False)
-    section = made / "paper" / "sections" / "results.tex"
-    section.write_text(section.read_text() + "\\vqstates{total-less}It saves three fifths.\n")
-    with pytest.raises(ResultsError, match="states as a fact that 60 to 65 per cent less memory.*is denied"):
-        accept("03_main", "full", made)
-    (made / "build" / "full" / "results" / "03_main" / "manifest.json").unlink()
-    with pytest.raises(ResultsError, match="has not run to its end"):
-        accept("03_main", "full", made)
 
 
 def test_what_was_recomputed_is_kept_until_results_change(tmp_path, monkeypatch):
