@@ -89,14 +89,25 @@ class MainSettings(Settings):
 
 
 class RankSettings(MainSettings):
-    """A comparison of rank allocations at one budget; `more_budgets` are for tables beside it."""
+    """A comparison of rank allocations at one budget, and of `more_arms` at `more_budgets` beside it."""
 
     budget: int = Field(ge=1)                                # trainable parameters
     more_budgets: tuple[int, ...] = ()
+    more_arms: tuple[str, ...] = ()                          # by label; empty: all
+
+    @model_validator(mode="after")
+    def _known(self) -> RankSettings:
+        labels = [arm.label or arm.arm for arm in self.arms]
+        if unknown := sorted(set(self.more_arms) - set(labels)):
+            raise ValueError(f"more_arms: {unknown[0]!r} is no arm's label; allowed: " + ", ".join(labels))
+        if self.budget in self.more_budgets:
+            raise ValueError(f"more_budgets: {self.budget} is the budget itself")
+        return self
 
     def at(self, budget: int) -> RankSettings:
-        """The same comparison at another budget."""
-        return self.model_copy(update={"budget": budget})
+        """The comparison of `more_arms` at another budget."""
+        arms = tuple(arm for arm in self.arms if not self.more_arms or (arm.label or arm.arm) in self.more_arms)
+        return self.model_copy(update={"budget": budget, "arms": arms})
 
     def _run(self, arm, *named) -> RunSettings:
         overrides = {"budget": self.budget, **arm.overrides}
