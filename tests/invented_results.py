@@ -15,7 +15,7 @@ from vqlora.cost import bench_tables, claims
 from vqlora.experiments import CostModel
 from vqlora.selection.gains import closed_gap, summary, with_chosen
 from vqlora.store import write_csv
-from vqlora.studies import method_study
+from vqlora.studies import method_study, rank_study
 from vqlora.studies.gate_study import overall
 
 DOMAINS = ("language", "visual")
@@ -94,6 +94,13 @@ def _ranks(folder: Path) -> None:
     shown = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
              "smallest_effect", "verdict"]  # fmt: skip
     tests[shown].to_csv(folder / "tests.csv", index=False)
+    told = [(budget, domain, arm, *cell) for budget in (51_072, 102_144) for arm, nll in arms.items()
+            for domain, *cell in [(d, "nll", nll, nll - 0.03, nll + 0.03) for d in DOMAINS]
+            + [("worst", "gap_nll", nll - 1.1, "", "")]]  # fmt: skip
+    columns = ["budget", "domain", "arm", "metric", "value", "low", "high"]
+    budgets = pd.DataFrame(told, columns=columns)
+    budgets.to_csv(folder / "budgets.csv", index=False)
+    rank_study.over_budgets(budgets).to_csv(folder / "over_budgets.csv", index=False)
 
 
 def _architectures(folder: Path) -> None:

@@ -12,7 +12,7 @@ ARMS = {"rank-1": (1.30, 25_536), "rank-4": (1.10, 102_144), "rank-16": (1.09, 4
         "rank-64": (1.085, 1_634_304), "vision": (1.4, 102_016), "fusion": (1.5, 101_952),
         "text": (1.08, 102_144)}  # fmt: skip
 RECIPE = {"steps": 40, "batch_size": 16, "train_clips": 1200, "eval_part": "test", "eval_clips": 160,
-          "frames": 8}  # fmt: skip
+          "frames": 8, "compute_dtype": "fp32"}  # fmt: skip
 
 
 def write_arms(folder: Path, arms: dict[str, tuple[float, int]], **changed) -> None:

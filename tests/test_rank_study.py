@@ -69,6 +69,33 @@ def test_regret_is_the_worst_gap_to_the_best_of_a_domain():
     assert table.loc["text-heavy", "language"] == 0 and table.loc["text-heavy", "worst"] == pytest.approx(0.2)
 
 
+def test_budgets_are_compared_by_the_methods_that_all_of_them_have():
+    small = [one for one in RUNS if one.settings.label != "vision-heavy"]
+    summaries = {n: comparison.summarise(runs, metrics=["nll"], values=column) for n, runs in
+                 ((100, RUNS), (50, small))}  # fmt: skip
+    table = rank_study.by_budget(summaries)
+    assert set(table["arm"]) == {"uniform", "text-heavy", "relative"} and set(table["budget"]) == {50, 100}
+    told = table.set_index(["budget", "domain", "arm", "metric"])["value"]
+    assert told[100, "visual", "relative", "gap_nll"] == 0, "the best split is not there at both"
+    assert told[50, "worst", "text-heavy", "gap_nll"] == pytest.approx(0.17, abs=1e-6)
+    assert told[50, "language", "uniform", "nll"] == pytest.approx(0.8, abs=0.01)
+    whole = rank_study.over_budgets(table).set_index(["of", "metric"])["value"]
+    assert whole["all", "best_name"] == "relative" and whole["all", "first_count"] == "2"
+    assert float(whole["relative", "gap_nll"]) == pytest.approx(0.01, abs=1e-6)
+    assert whole["further", "claims_count"] == "0"
+
+
+def test_claims_at_several_budgets_are_one_family():
+    one = comparison.judge(RUNS, rank_study.rank_claims(0.05), values=column)
+    two = rank_study.judge_budgets({50: RUNS, 200: RUNS}, 0.05, values=column)
+    assert len(two) == 2 * len(one) and two.columns[0] == "budget"
+    assert (two["p_holm"] >= [*one["p_holm"], *one["p_holm"]]).all()
+    assert (two.loc[two["budget"] == 50, "value"].to_numpy() == one["value"].to_numpy()).all()
+    table = rank_study.by_budget({50: comparison.summarise(RUNS, metrics=["nll"], values=column)})
+    whole = rank_study.over_budgets(table, two).set_index(["of", "metric"])["value"]
+    assert whole["further", "claims_count"] == whole["further", "supported_count"] == "12"
+
+
 def test_calibration_is_a_share_of_the_way_to_the_trained_adapter():
     cost = pd.DataFrame({"arm": ["uniform", "eva", "eva"], "attach_cpu_s": [0.0, 10.0, 30.0],
                          "train_cpu_s": [80.0, 90.0, 70.0]})  # fmt: skip
@@ -119,6 +146,15 @@ def test_profiles_compare_methods_at_one_budget(name):
     assert len({(run.rank, run.alpha, run.batch_size, run.steps) for run in runs}) == 1
     assert {run.budget for run in ranks.at(50_000).runs()} == {50_000}
     assert not {run.seed for run in ranks.sweep_runs()} & {run.seed for run in runs}
+
+
+def test_other_budgets_may_have_fewer_methods():
+    ranks = load_profile("study", ROOT).ranks
+    assert {run.method for run in ranks.at(ranks.more_budgets[0]).runs()} == set(ranks.more_arms)
+    with pytest.raises(ValueError, match="more_arms: 'nobody' is no arm's label; allowed: uniform"):
+        RankSettings(**{**ranks.model_dump(), "more_arms": ("nobody",)})
+    with pytest.raises(ValueError, match="more_budgets: 102144 is the budget itself"):
+        RankSettings(**{**ranks.model_dump(), "more_budgets": (102144,)})
 
 
 def test_a_profile_without_a_budget_is_refused():

@@ -94,7 +94,14 @@ def test_arms_of_the_same_recipe_share_one_chart(results):
     write_arms(results / "03_main", {"full": (0.9, 3_218_064), "qlora": (1.2, 204_288)})
     arms = scaling_study.arms_by_cost(results)
     assert len(arms[arms["recipe"] == "main"]) == len(arms[arms["recipe"] == "placement"]) == 18
-    assert set(distinct(arms)["recipe"]) == {"main"}
+    assert set(distinct(arms)["recipe"]) == {"main", "ranks"}, "06 has another recipe"
+
+
+def test_what_was_computed_in_is_part_of_a_recipe(results):
+    write_arms(results / "06_ranks", {"uniform": (1.1, 102_144)}, steps=60, compute_dtype="bf16")
+    arms = distinct(scaling_study.arms_by_cost(results)).query("domain == 'visual'")
+    assert set(arms.loc[arms["recipe"] == "main", "arm"]) == {"full", "qlora", "mixed-25"}
+    assert arms.loc[arms["recipe"] == "ranks", "arm"].tolist() == ["uniform"]
 
 
 def test_tables_and_figures_tell_of_laws_and_fronts(tmp_path):

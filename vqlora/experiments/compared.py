@@ -106,7 +106,8 @@ class RankSettings(MainSettings):
 
     def at(self, budget: int) -> RankSettings:
         """The comparison of `more_arms` at another budget."""
-        arms = tuple(arm for arm in self.arms if not self.more_arms or (arm.label or arm.arm) in self.more_arms)
+        kept = self.more_arms or [arm.label or arm.arm for arm in self.arms]
+        arms = tuple(arm for arm in self.arms if (arm.label or arm.arm) in kept)
         return self.model_copy(update={"budget": budget, "arms": arms})
 
     def _run(self, arm, *named) -> RunSettings:

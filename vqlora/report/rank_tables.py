@@ -52,15 +52,19 @@ def _loss(row: pd.Series) -> str:
 
 
 def rank_tests_table(results: Path) -> Table:
-    """The planned comparisons; below, further ones where a profile has their methods."""
+    """The planned comparisons; below, where a profile has them, further methods and other budgets."""
     numbers = ("value", "low", "high", "p_holm", "smallest_effect")
-    files, rows = ["06_ranks/tests.csv", "06_ranks/further.csv"], []
-    for file in files[: 1 + Path(results, files[1]).is_file()]:
+    first, *more = (f"06_ranks/{name}.csv" for name in ("tests", "further", "budget_tests"))
+    rows = []
+    for file in (first, *(file for file in more if Path(results, file).is_file())):
         frame = read_csv(results, file, ("domain", "comparison", "claim", *numbers, "verdict"))
-        for domain in ordered(frame["domain"], DOMAINS):
-            own = frame[frame["domain"] == domain].to_dict("records")
+        if "budget" not in frame:
+            frame = frame.assign(budget=0)
+        for (budget, domain), own in frame.groupby(["budget", "domain"], sort=False):
+            told = f", {format_number(budget, 'trainable_parameters')}" if budget else ""
             rows += [None] * bool(rows)
-            rows += [(label(domain, DOMAINS) if row is own[0] else "", *_test(row)) for row in own]
+            rows += [(label(domain, DOMAINS) + told if not i else "", *_test(row))
+                     for i, row in enumerate(own.to_dict("records"))]
     heads = ("Gain", r"95\% interval", "Smallest", r"\emph{p} (Holm)", "Verdict")
     return Table(("Domain", "Claim", *heads), tuple(rows), left=2)
 
@@ -78,4 +82,22 @@ def _test(row: dict) -> tuple[str, ...]:
     )
 
 
-RANK_TABLES = {"rank_tests": rank_tests_table, "ranks": ranks_table}
+def rank_budgets_table(results: Path) -> Table:
+    """Methods that were run at every budget: NLL on each domain and the worst gap to the best of them."""
+    columns = ("budget", "domain", "arm", "metric", "value", "low", "high")
+    frame = read_csv(results, "06_ranks/budgets.csv", columns)
+    nll = frame[frame["metric"] == "nll"].set_index(["budget", "arm", "domain"])
+    gap = frame[frame["domain"] == "worst"].set_index(["budget", "arm"])["value"]
+    domains, rows = ordered(nll.reset_index()["domain"], DOMAINS), []
+    for budget in sorted(frame["budget"].unique()):
+        own = gap[budget]
+        rows += [None] * bool(rows)
+        for place, arm in enumerate(ordered(own.index.to_series(), RANK_NAMES)):
+            cells = [_loss(nll.loc[(budget, arm, domain)]) for domain in domains]
+            named = "" if place else format_number(budget, "trainable_parameters")
+            rows.append((named, label(arm, RANK_NAMES), *cells, format_number(own[arm], "nll")))
+    heads = (f"NLL, {label(domain, DOMAINS).lower()}" for domain in domains)
+    return Table(("Parameters", "Allocation", *heads, "Worst gap"), tuple(rows), left=2)
+
+
+RANK_TABLES = {"rank_budgets": rank_budgets_table, "rank_tests": rank_tests_table, "ranks": ranks_table}

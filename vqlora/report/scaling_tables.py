@@ -22,7 +22,7 @@ AXES = {
 CURVES = {**DOMAINS, "targets": "Target domains"}
 MIXED = {f"mixed-{n}": f"NF4, {n}\\% of the way to 16 bits" for n in (10, 25, 50)}
 ARM_NAMES = {**ARMS, **RANK_NAMES, **MIXED, **PLACEMENT_NAMES}
-RECIPES = {"main": "recipe of 03", "placement": "recipe of 09"}
+RECIPES = {"main": "recipe of 03", "ranks": "recipe of 06", "placement": "recipe of 09"}
 
 
 def scaling_table(results: Path) -> Table:

@@ -3,17 +3,20 @@
     keep_reference(here.base, here.data)          # source gradients beside the base, once for its weights
     layers = ranks_of(runs)                       # domain, arm, seed, layer, modality, rank
     regret(summary)                               # arm, worst gap to the best method over the domains
+    by_budget({102144: summary, 51072: other})    # budget, domain, arm: nll, its gap to the best method
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from vqlora import comparison, stats
 from vqlora.store import StoredRun
 
 FIXED = ("vision-heavy", "text-heavy")
@@ -86,6 +89,54 @@ def regret(summary: pd.DataFrame, metric: str = "nll") -> pd.DataFrame:
     wide = summary[summary["metric"] == metric].pivot(index="arm", columns="domain", values="value")
     gaps = wide - wide.min()
     return gaps.assign(worst=gaps.max(axis=1)).sort_values("worst").reset_index()
+
+
+def by_budget(summaries: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """Methods that were run at every budget, NLL and its gap to the best one of a domain and budget: budget,
+    domain, arm, metric (nll, gap_nll), value, low, high. Domain "worst" has a method's largest gap.
+    """
+    asked = (summary.loc[summary["metric"] == "nll"] for summary in summaries.values())
+    nll = pd.concat(asked, keys=summaries, names=["budget"]).reset_index("budget").reset_index(drop=True)
+    everywhere = nll.groupby("arm")["budget"].transform("nunique") == len(summaries)
+    nll = nll[everywhere]
+    gaps = nll.assign(metric="gap_nll", low=math.nan, high=math.nan)
+    gaps["value"] -= nll.groupby(["budget", "domain"])["value"].transform("min")
+    worst = gaps.loc[gaps.groupby(["budget", "arm"])["value"].idxmax()].assign(domain="worst")
+    columns = ["budget", "domain", "arm", "metric", "value", "low", "high"]
+    return pd.concat([nll, gaps, worst], ignore_index=True)[columns].sort_values(columns[:4])
+
+
+def over_budgets(budgets: pd.DataFrame, tests: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What `by_budget` and `judge_budgets` come to: of, metric, value. Of each method its largest gap at any
+    budget; of "all" how many budgets, the method whose largest gap is smallest, and at how many budgets it is
+    so for "relative"; of "further" how many claims at the other budgets have each verdict.
+    """
+    worst = budgets[budgets["domain"] == "worst"].pivot(index="arm", columns="budget", values="value")
+    largest = worst.max(axis=1).sort_values()
+    rows = [(arm, "gap_nll", f"{gap:.8g}") for arm, gap in largest.items()]
+    first = int((worst.idxmin() == "relative").sum())
+    rows += [("all", "budgets_count", str(worst.shape[1])), ("all", "best_name", largest.index[0]),
+             ("all", "best_nll", f"{largest.iloc[0]:.8g}"), ("all", "first_count", str(first))]  # fmt: skip
+    rows.append(("further", "claims_count", str(0 if tests is None else len(tests))))
+    for verdict in ("supported", "denied", "undecided"):
+        count = 0 if tests is None else int((tests["verdict"] == verdict).sum())
+        rows.append(("further", f"{verdict}_count", str(count)))
+    return pd.DataFrame(rows, columns=["of", "metric", "value"])
+
+
+def judge_budgets(
+    runs: Mapping[int, Sequence[StoredRun]], margin_nll: float, values: Callable | None = None
+) -> pd.DataFrame:
+    """`rank_claims` at each of these budgets: `comparison.judge` with `budget` before; Holm over all."""
+    parts = []
+    for budget, own in runs.items():
+        claims = rank_claims(margin_nll, methods=sorted({run.settings.method for run in own}))
+        parts.append(comparison.judge(own, claims, values=values).assign(budget=budget))
+    table = pd.concat(parts, ignore_index=True)
+    table["p_holm"] = stats.holm(table["p"])
+    told = table.assign(margin=table["margin"].fillna(0.0))[["p_holm", "low", "high", "claim", "margin"]]
+    table["verdict"] = [stats.verdict(*row) for row in told.itertuples(index=False)]
+    return table[["budget", *(name for name in table if name != "budget")]]
 
 
 def calibration(cost: pd.DataFrame) -> pd.DataFrame:

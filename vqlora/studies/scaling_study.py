@@ -20,8 +20,10 @@ from vqlora import comparison, scaling, stats
 from vqlora.store import StoredRun
 
 COSTS = ("train_bytes", "step_flops", "trainable_parameters")
-RECIPE = ["steps", "batch_size", "train_clips", "eval_part", "eval_clips", "frames"]
-RECIPES = {"main": "03_main", "placement": "09_rank_size_and_placement"}  # whose arms may share a chart
+# Bytes of a step depend on what was computed in, too.
+RECIPE = ["steps", "batch_size", "train_clips", "eval_part", "eval_clips", "frames", "compute_dtype"]
+# Whose arms may share a chart.
+RECIPES = {"main": "03_main", "ranks": "06_ranks", "placement": "09_rank_size_and_placement"}
 COMPARED = ("03_main", "06_ranks", "08_bits", "09_rank_size_and_placement")
 # Of 08: arms of 03 again, with fewer seeds, and bits that are held in 16 bits to simulate them.
 LEFT_OUT = {"08_bits": ("bf16", "nf4", "int2", "int3")}
