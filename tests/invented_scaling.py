@@ -67,6 +67,7 @@ def write_scaling(results: Path) -> None:
         ("rank", "visual", [1, 4, 16, 64], lambda x: 1.0 + 0.2 / x),
         ("clips", "language", [75, 150, 300, 600, 1200], lambda x: 1.0 + 20 / x),
         ("clips", "visual", [300, 1200], lambda x: 1.0 + 20 / x),
+        ("base", "visual", [1e6, 3e6], lambda x: 0.5 + 1e6 / x),
     ):
         sizes = np.array(x, float)
         noise = rng.normal(0, 0.01, (len(x), 3, 1)) + rng.normal(0, 0.1, (1, 1, 20))
@@ -74,7 +75,17 @@ def write_scaling(results: Path) -> None:
     fits = scaling_study.fits(curves, resamples=100)
     write_csv(folder / "points.csv", scaling_study.points(curves))
     write_csv(folder / "fits.csv", fits)
-    write_csv(folder / "summary.csv", scaling_study.overall(fits))
+    rates = [("visual", name, "nf4", 1e-2, 0.5) for name in ("s", "m")]
+    columns = ["domain", "arm", "bits", "learning_rate", "value"]
+    write_csv(folder / "base_rates.csv", pd.DataFrame(rates, columns=columns))
+    steps = [("visual", "m_vs_s", "nll", 0.66, 0.6, 0.7, "greater", np.nan, 0.01, 0.01, 0.05, "supported")]
+    columns = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
+               "smallest_effect", "verdict"]  # fmt: skip
+    bases = pd.DataFrame(steps, columns=columns)
+    write_csv(folder / "bases.csv", bases)
+    made = pd.DataFrame({"domain": "visual", "arm": ["s", "m"], "base_parameters": [1e6, 3e6]})
+    write_csv(folder / "cost.csv", made)
+    write_csv(folder / "summary.csv", scaling_study.overall(fits, bases))
     shared = results.with_name(f"{results.name}-shared")  # where 03 has the recipe, too
     write_arms(shared / "03_main", {"full": (0.9, 3_218_064), "qlora": (1.2, 204_288)}, steps=60)
     write_placement(shared / "09_rank_size_and_placement")

@@ -67,6 +67,32 @@ def test_laws_are_told_with_their_state_and_counted():
         "value"].tolist() == ["0", "0"]  # fmt: skip
 
 
+def sized(nll, seeds=(0, 1, 2)):
+    """Runs of bases by name: (parameters, loss)."""
+    made = [(n, run(name, "visual", loss, seed)) for name, (n, loss) in nll.items() for seed in seeds]
+    return [type(one)(one.key, one.settings, one.metrics, {"base_parameters": n}, {}, None)
+            for n, one in made]  # fmt: skip
+
+
+def test_each_base_is_held_against_the_next_smaller_one():
+    runs = sized({"m": (3e6, 0.7), "s": (1e6, 0.9), "l": (8e6, 0.8)})
+    steps = scaling_study.judge_bases(runs, values=column)
+    verdicts = steps.set_index("comparison")["verdict"].to_dict()
+    assert verdicts == {"m_vs_s": "supported", "l_vs_m": "denied"}
+    counts = scaling_study.overall(scaling_study.fits([]), steps).set_index(["of", "metric"])["value"]
+    assert counts["bases", "steps_count"] == "2" and counts["bases", "supported_names"] == "m over s (visual)"
+    assert scaling_study.judge_bases([]).empty
+    nothing = scaling_study.overall(scaling_study.fits([]), scaling_study.judge_bases([]))
+    assert nothing.set_index(["of", "metric"])["value"]["bases", "steps_count"] == "0"
+
+
+def test_each_base_has_the_rate_that_its_validation_prefers():
+    runs = [run("s", "visual", loss, 1000, rate) for rate, loss in ((1e-2, 0.5), (2e-2, 0.4))]
+    rates = scaling_study.base_rates(runs)
+    assert rates[["domain", "arm", "learning_rate"]].to_numpy().tolist() == [["visual", "s", 2e-2]]
+    assert scaling_study.base_rates([]).empty
+
+
 @pytest.fixture
 def results(tmp_path) -> Path:
     write_arms(tmp_path / "03_main", {"full": (0.9, 3_218_064), "qlora": (1.2, 204_288)}, steps=60)
@@ -111,8 +137,10 @@ def test_tables_and_figures_tell_of_laws_and_fronts(tmp_path):
     assert "| Training clips | Language shift | 5 from 75 to 1200 |" in text["scaling"]
     assert "Training clips | Visual" not in text["scaling"] and "| Text alone |" in text["pick"]
     assert "Fusion" not in text["pick"], "another arm is as cheap and better"
+    assert "| Visual shift | s | 1000000 |" in text["bases"] and "supported" in text["bases"]
     figure = scaling_fits(tmp_path / "results")
-    assert [panel.get_title() for panel in figure.axes] == ["Ranks of each layer", "Training clips"]
+    assert [panel.get_title() for panel in figure.axes] == [
+        "Ranks of each layer", "Training clips", "Parameters of the base"]  # fmt: skip
     assert len(pareto(tmp_path / "results").axes) == 4 * 3
     plt.close("all")
     fits = tmp_path / "results" / "10_scaling" / "fits.csv"
@@ -135,4 +163,7 @@ def test_the_five_bases_grow_and_are_tuned_as_the_arm_is():
     runs = profile.scaling.base_runs(placement(), folders)
     assert {(one.method, one.base) for one in runs} == set(folders.items())
     assert len({(one.rank, one.steps, one.learning_rate, one.train_clips) for one in runs}) == 1
+    tried = profile.scaling.base_runs(profile.placement, folders, sweep=True)
+    assert {one.method for one in tried} == set(folders) and {one.eval_part for one in tried} <= {"val"}
+    assert not {one.seed for one in tried} & {one.seed for one in runs}
     assert base_sizes.train_bases(ScalingSettings(), profile.base, "nowhere") == {}

@@ -64,15 +64,18 @@ class ScalingSettings(Settings):
         return tuple(run for count in self.clips
                      for run in self._runs(placement, base=base, train_clips=count))
 
-    def base_runs(self, placement: PlacementSettings, folders: Mapping[str, str]) -> tuple[RunSettings, ...]:
-        """The arm on each of these bases (name -> folder), all else as in notebook 09."""
+    def base_runs(self, placement: PlacementSettings, folders: Mapping[str, str], *,
+                  sweep: bool = False) -> tuple[RunSettings, ...]:
+        """The arm on each of these bases (name -> folder), all else as in notebook 09; or its sweep there."""
         return tuple(run.model_copy(update={"label": name}) for name, folder in folders.items()
-                     for run in self._runs(placement, base=folder))
+                     for run in self._runs(placement, base=folder, sweep=sweep))
 
-    def _runs(self, placement, *, base: str, **changed: Any) -> tuple[RunSettings, ...]:
+    def _runs(self, placement, *, base: str, sweep: bool = False, **changed: Any) -> tuple[RunSettings, ...]:
         arms = tuple(arm for arm in placement.arms if (arm.label or arm.arm) == self.arm)
         if not arms:
             raise ValueError(f"arm: {self.arm!r} is no arm of placement; allowed: "
                              + ", ".join(arm.label or arm.arm for arm in placement.arms))
         one = placement.model_copy(update={"arms": arms, **changed})
+        if sweep:
+            return one.sweep_runs(base=base, experiment="10_sweep")
         return one.runs(base=base, experiment="10_scaling")

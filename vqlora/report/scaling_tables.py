@@ -47,6 +47,48 @@ def scaling_table(results: Path) -> Table:
     return Table(heads, tuple(rows) or (("--",) * len(heads),), left=5)
 
 
+def bases_table(results: Path) -> Table:
+    """Bases of several sizes, tuned: rate and NLL by domain, gain over the next smaller one.
+
+    One row of dashes where a profile trains none.
+    """
+    heads = ("Domain", "Base", "Parameters", "Rate", "NLL", "Gain over smaller", "Smallest",
+             r"\emph{p} (Holm)", "Verdict")  # fmt: skip
+    if not Path(results, FOLDER, "bases.csv").is_file():
+        return Table(heads, (("--",) * len(heads),), left=2)
+    columns = ("domain", "arm", "bits", "learning_rate")
+    rates = read_csv(results, f"{FOLDER}/base_rates.csv", columns).set_index(["domain", "arm"])
+    cost = read_csv(results, f"{FOLDER}/cost.csv", ("domain", "arm", "base_parameters"))
+    points = read_csv(results, f"{FOLDER}/points.csv", ("axis", "domain", "x", "value", "low", "high"))
+    nll = points[points["axis"] == "base"].set_index(["domain", "x"])
+    size = cost[cost["arm"].isin(rates.index.unique("arm"))].groupby("arm")["base_parameters"].first()
+    columns = ("domain", "comparison", "value", "low", "high", "p_holm", "smallest_effect", "verdict")
+    tests = read_csv(results, f"{FOLDER}/bases.csv", columns)
+    gains, rows = {(row["domain"], row["comparison"].split("_vs_")[0]): row
+                   for row in tests.to_dict("records")}, []  # fmt: skip
+    for domain in ordered(rates.index.get_level_values("domain").to_series(), DOMAINS):
+        rows += [None] * bool(rows)
+        for place, (arm, count) in enumerate(size.sort_values().items()):
+            found = nll.loc[(domain, count)]
+            told = _gain(gains[domain, arm]) if (domain, arm) in gains else ("--",) * 4
+            rows.append((
+                "" if place else label(domain, DOMAINS), str(arm), format_number(count, "parameters"),
+                format_number(rates.loc[(domain, arm), "learning_rate"], "learning_rate"),
+                rf"{format_number(found['value'], 'nll')} {{\scriptsize {_interval(found)}}}", *told,
+            ))  # fmt: skip
+    return Table(heads, tuple(rows), left=2)
+
+
+def _gain(row: dict) -> tuple[str, ...]:
+    gain = rf"{format_number(row['value'], 'nll')} {{\scriptsize {_interval(row)}}}"
+    smallest, p = format_number(row["smallest_effect"], "nll"), format_number(row["p_holm"], "p_holm")
+    return (gain, smallest, p, latex_text(row["verdict"]))
+
+
+def _interval(row) -> str:
+    return format_interval(row["low"], row["high"], "nll")
+
+
 def _between(row: pd.Series, metric: str) -> str:
     interval = format_interval(row["low"], row["high"], metric)
     return f"{format_number(float(row['value']), metric)} {interval}".strip()
@@ -100,4 +142,4 @@ def distinct(arms: pd.DataFrame) -> pd.DataFrame:
     return arms[arms["recipe"].isin(kept)]
 
 
-SCALING_TABLES = {"pick": pick_table, "scaling": scaling_table}
+SCALING_TABLES = {"bases": bases_table, "pick": pick_table, "scaling": scaling_table}

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,9 +129,29 @@ def fits(curves: Sequence[Sizes], resamples: int = 1000, seed: int = 0) -> pd.Da
     return pd.DataFrame(rows, columns=["axis", "domain", "metric", "value", "low", "high", "verdict"])
 
 
-def overall(fitted: pd.DataFrame) -> pd.DataFrame:
+def base_rates(sweep: Sequence[StoredRun]) -> pd.DataFrame:
+    """The learning rate of each base on each domain, by validation NLL: domain, arm, bits, learning_rate,
+    value; empty without a sweep."""
+    columns = ["domain", "arm", "bits", "learning_rate", "value"]
+    parts = [pd.DataFrame(columns=columns)]
+    for domain in dict.fromkeys(run.settings.domain for run in sweep):
+        own = comparison.choose_rates([run for run in sweep if run.settings.domain == domain])
+        parts.append(own.assign(domain=domain))
+    return pd.concat(parts[1:] or parts, ignore_index=True)[columns]
+
+
+def judge_bases(runs: Sequence[StoredRun], values: Callable | None = None) -> pd.DataFrame:
+    """That each base, tuned, beats the next smaller one: what `comparison.judge` has; empty without two."""
+    size = {run.settings.method: run.cost["base_parameters"] for run in runs}
+    order = sorted(size, key=size.__getitem__)
+    claims = [{"a": b, "b": a, "claim": "greater"} for a, b in itertools.pairwise(order)]
+    return comparison.judge(runs, claims, values=values) if claims else pd.DataFrame()
+
+
+def overall(fitted: pd.DataFrame, bases: pd.DataFrame | None = None) -> pd.DataFrame:
     """How the fits fell: of, metric, value. Of "exponent": how many curves are in each state, and which; of
-    "held": on how many the law foretells the largest size better than the value before it, or worse."""
+    "held": on how many the law foretells the largest size better than the value before it, or worse; of
+    "bases": how many steps to the next larger base there are (`judge_bases`), and the verdicts on them."""
     states = fitted[fitted["metric"] == "state"]
     gains = fitted[fitted["metric"] == "gain_nll"]
     told = {"exponent": (states, "value", scaling.STATES),
@@ -143,6 +164,13 @@ def overall(fitted: pd.DataFrame) -> pd.DataFrame:
             names = [f"{axis} ({domain})" for axis, domain in zip(own["axis"], own["domain"], strict=True)]
             key = word.replace(" ", "-")
             rows += [(of, f"{key}_count", str(len(own))), (of, f"{key}_names", ", ".join(names) or "none")]
+    steps = pd.DataFrame(columns=["verdict"]) if bases is None or bases.empty else bases
+    rows.append(("bases", "steps_count", str(len(steps))))
+    for word in ("supported", "denied", "undecided"):
+        own = steps[steps["verdict"] == word]
+        names = [f"{row.comparison.replace('_vs_', ' over ')} ({row.domain})" for row in own.itertuples()]
+        rows.append(("bases", f"{word}_count", str(len(own))))
+        rows.append(("bases", f"{word}_names", ", ".join(names) or "none"))
     return pd.DataFrame(rows, columns=["of", "metric", "value"])
 
 
