@@ -60,7 +60,7 @@ def step_costs_table(results: Path) -> Table:
 
     def number(arm: str, metric: str) -> str:
         if (arm, metric) not in cells.index:
-            return "1" if metric.endswith(f"_{arm}") else "--"
+            return format_number(1.0, metric) if metric.endswith(f"_{arm}") else "--"
         return format_number(float(cells.loc[(arm, metric), "value"]), metric)
 
     def spread(arm: str, metric: str) -> str:
@@ -75,7 +75,8 @@ def step_costs_table(results: Path) -> Table:
                 "resident_bytes", "step_flops", "tokens_per_second")  # fmt: skip
         rows.append((label(arm, STEP_ARMS), *(number(arm, metric) for metric in told)))
         ends = spread(arm, "cpu_to_qlora")
-        rows.append(("", "", rf"{{\scriptsize {ends}}}" if ends else "", *[""] * (len(told) - 2)))
+        if ends:
+            rows.append(("", "", rf"{{\scriptsize {ends}}}", *[""] * (len(told) - 2)))
     heads = ("Step, CPU", "to QLoRA", "Peak above static", "to QLoRA", "Total peak", "to full",
              "Resident", "Operations", "Tokens a second")  # fmt: skip
     return Table(("Method", *heads), tuple(rows))

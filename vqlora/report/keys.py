@@ -75,7 +75,8 @@ class Value:
 def kind(metric: str) -> str:
     """What a metric measures, read off its name.
 
-    One of percent, score (printed times 100), loss, bytes, flops, seconds, count, p, rate, number.
+    One of percent, score (printed times 100), loss, bytes, flops, seconds, count, p, rate, two decimals,
+    number.
     """
     name = metric.rsplit(".", 1)[-1]
     if name.endswith("_frac") or re.fullmatch(r"(t2v|v2t)_(r\d+|map)", name):
@@ -94,6 +95,8 @@ def kind(metric: str) -> str:
         return "p"
     if name.endswith("learning_rate") or name == "weight_decay":
         return "rate"
+    if name.endswith(("_to_qlora", "_to_full", "_mean", "questions_per_clip")):
+        return "two decimals"
     if name in COUNTS or name.endswith(("_count", "_parameters", "_clips", "_cells")):
         return "count"
     return "number"
@@ -160,6 +163,8 @@ def format_number(value: float | str, metric: str, *, unit: bool = True) -> str:
             return r"\ensuremath{<}0.001" if value < 0.001 else _decimals(value, 3)
         case "rate":
             return _rate(value)
+        case "two decimals":
+            return _decimals(value, 2)
         case "count":
             return _signed(f"{round(value):,}".replace(",", r"\,"))
         case _:
