@@ -11,7 +11,7 @@ import vqlora
 from vqlora.cost import step_bytes
 from vqlora.held import Linear16
 from vqlora.modalities import target_modules
-from vqlora.step import attention
+from vqlora.step import attention, products
 from vqlora.step.attention import lean_attention
 from vqlora.step.head import held_product
 from vqlora.zoo import tiny_batch, tiny_model
@@ -131,6 +131,22 @@ def test_lean_attention_is_attention(causal, masked, heads, fused, monkeypatch):
         if masked and other.shape == out.shape:
             one, other = one[:, 7:], other[:, 7:]
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("widened", [1, 100, 1 << 20])
+def test_rows_widened_a_few_at_a_time_make_the_same_product(widened, monkeypatch):
+    monkeypatch.setattr(products, "WIDENED", widened)
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 24, dtype=torch.bfloat16, requires_grad=True)
+    a = [torch.randn(rank, 24, requires_grad=True) for rank in (3, 1)]
+    out = torch.cat(products.low_rank(x, a), dim=-1)
+    wanted = x.float() @ torch.cat(a).T
+    torch.testing.assert_close(out, wanted)
+    weights = torch.randn_like(out)
+    found, plain = (torch.autograd.grad((y * weights).sum(), [x, *a]) for y in (out, wanted))
+    assert found[0].dtype == torch.bfloat16
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_switches_say_why_they_are_off():

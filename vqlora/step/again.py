@@ -39,6 +39,28 @@ class _Again(torch.autograd.Function):
         return None, *(next(found) if asks else None for asks in ctx.needs_input_grad[1:])
 
 
+class _Unit(torch.autograd.Function):
+    """act(gate) · up; its backward makes the activation again, and not the product."""
+
+    @staticmethod
+    def forward(ctx, act: Callable, gate: Tensor, up: Tensor):
+        ctx.save_for_backward(gate, up)
+        device = gate.device.type
+        enabled = torch.is_autocast_enabled(device)
+        ctx.act, ctx.autocast = act, (device, torch.get_autocast_dtype(device), enabled)
+        return act(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gate, up = ctx.saved_tensors
+        device, dtype, enabled = ctx.autocast
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled):
+            of = gate.detach().requires_grad_()
+            active = ctx.act(of)
+        grad_gate = torch.autograd.grad(active, of, grad * up)[0] if ctx.needs_input_grad[1] else None
+        return None, grad_gate, grad * active.detach() if ctx.needs_input_grad[2] else None
+
+
 def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """function(*inputs), with nothing but the inputs kept for its backward.
 
@@ -105,7 +127,8 @@ def _gated_unit(module: nn.Module, x: Tensor) -> Tensor:
     plain = partial(type(act).forward, act) if isinstance(act, nn.Module) else act
     if not _keeps_graph(module, gate):
         return module.down_proj(plain(gate) * up)
-    return module.down_proj(again(lambda gate, up: plain(gate) * up, gate, up))
+    unit = _Unit.apply(plain, gate, up)
+    return module.down_proj(_remember(unit, lambda gate, up: plain(gate) * up, gate, up))
 
 
 def _keeps_graph(module: nn.Module, x: Tensor) -> bool:

@@ -29,8 +29,8 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, mask)
         ctx.causal, ctx.scale = causal, scale
         out = torch.empty_like(q)
-        for row, block, seen in _blocks(q, k, mask, causal):
-            p = _probabilities(q[row, :, :, block], k[row, :, :seen], mask, row, block, causal, scale)
+        for row, block, seen, barred in _blocks(q, k, mask, causal):
+            p = _probabilities(q[row, :, :, block], k[row, :, :seen], barred, scale)
             out[row, :, :, block] = (p @ v[row, :, :seen]).view(out[row, :, :, block].shape)
         return out
 
@@ -38,14 +38,16 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         q, k, v, mask = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for row, block, seen in _blocks(q, k, mask, ctx.causal):
+        for row, block, seen, barred in _blocks(q, k, mask, ctx.causal):
             rows, keys, values = q[row, :, :, block], k[row, :, :seen], v[row, :, :seen]
-            p = _probabilities(rows, keys, mask, row, block, ctx.causal, ctx.scale)
+            p = _probabilities(rows, keys, barred, ctx.scale)
             g = grad[row, :, :, block].reshape(len(p), -1, grad.shape[-1])
             grad_v[row, :, :seen].baddbmm_(p.mT, g)
-            ds = torch.ops.aten._softmax_backward_data(g @ values.mT, p, -1, p.dtype).mul_(ctx.scale)
-            grad_q[row, :, :, block] = (ds @ keys).view(rows.shape)
-            grad_k[row, :, :seen].baddbmm_(ds.mT, rows.reshape(len(p), -1, rows.shape[-1]))
+            ds = torch.ops.aten._softmax_backward_data(g @ values.mT, p, -1, p.dtype)
+            grad_q[row, :, :, block] = _scaled(ds, keys, ctx.scale).view(rows.shape)
+            grad_k[row, :, :seen].baddbmm_(
+                ds.mT, rows.reshape(len(p), -1, rows.shape[-1]), alpha=ctx.scale
+            )
         return grad_q, grad_k, grad_v, None, None, None
 
 
@@ -82,31 +84,40 @@ def _widen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool):
-    """(row, block of queries, number of keys it may look at)."""
+    """(row, block of queries, number of keys it may look at, which of the last n of these it may not [l, n]).
+
+    n counts from the first one that any query of the block may not look at; None where there is none.
+    """
     length, keys = q.shape[3], k.shape[2]
+    later = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=q.device).triu(1) if causal else None
     for row in range(len(q)):
         for start in range(0, length, BLOCK):
-            block, seen = slice(start, min(start + BLOCK, length)), keys
+            block, seen, barred = slice(start, min(start + BLOCK, length)), keys, None
             if causal:
-                seen = block.stop
+                seen, size = block.stop, block.stop - start
+                barred = later[:size, :size]
             elif mask is not None:
-                allowed = mask[row if len(mask) > 1 else 0, 0, block].any(dim=0).nonzero()
+                barred = ~mask[row if len(mask) > 1 else 0, 0, block]
+                allowed = (~barred).any(dim=0).nonzero()
                 seen = int(allowed[-1]) + 1 if len(allowed) else keys
-            yield row, block, seen
+                some = barred[:, :seen].any(dim=0).nonzero()
+                barred = barred[:, int(some[0]) : seen] if len(some) else None
+            yield row, block, seen, barred
 
 
-def _probabilities(q, k, mask, row, block, causal, scale) -> Tensor:
-    """softmax(scale · q kᵀ + mask) [K, G·l, s] of one block of a row."""
+def _probabilities(q: Tensor, k: Tensor, barred: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale · q kᵀ) [K, G·l, s] of one block of a row, without the keys that are barred."""
     heads, group, length = q.shape[:3]
-    scores = (q.reshape(heads, group * length, -1) @ k.mT).mul_(scale).view(heads, group, length, -1)
-    seen = scores.shape[-1]
-    if causal:
-        last = torch.arange(seen - length, seen, device=q.device)
-        scores.masked_fill_(torch.arange(seen, device=q.device) > last[:, None], torch.finfo(q.dtype).min)
-    elif mask is not None:
-        allowed = mask[row if len(mask) > 1 else 0, 0, block, :seen]
-        scores.masked_fill_(~allowed, torch.finfo(q.dtype).min)
-    return torch.softmax(scores.view(heads, group * length, seen), dim=-1)
+    scores = _scaled(q.reshape(heads, group * length, -1), k.mT, scale)
+    if barred is not None:
+        last = scores.view(heads, group, length, -1)[..., scores.shape[-1] - barred.shape[-1] :]
+        last.masked_fill_(barred, torch.finfo(q.dtype).min)
+    return torch.softmax(scores, dim=-1)
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale · a b for stacks of matrices, without another pass over the result."""
+    return torch.baddbmm(a.new_empty(()).expand(len(a), a.shape[1], b.shape[2]), a, b, beta=0, alpha=scale)
 
 
 def lean_attention(

@@ -4,12 +4,16 @@ Written out, peft's layer keeps a float32 copy of x for each of its adapters, un
 forward and again in backward, and walks five times over arrays as wide as y. Here x is kept once, as it
 came, by `low_rank`, the update is added in place, and W is handed from forward to backward where asked.
 
+Adapters are in float32 where the model computes in 16 bits, so that x is widened for A x. A whole copy would
+be as large as x twice over, and memory that is new to the process is slower than the product: on a CPU a few
+rows at a time are widened, into one buffer that stays in the cache.
+
 Glossary: N rows (tokens), r rank, `low` = A x [N, r].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import bitsandbytes as bnb
 import torch
@@ -17,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqlora.step.again import recipe
+
+WIDENED = 1 << 18  # numbers of x that are widened at a time on a CPU
 
 
 class _LowRank(torch.autograd.Function):
@@ -26,7 +32,7 @@ class _LowRank(torch.autograd.Function):
         ctx.function, inputs = made
         ctx.count, ctx.dtype = len(inputs), x.dtype
         ctx.save_for_backward(*inputs, *a)
-        low = F.linear(x.to(stacked.dtype), stacked)
+        low = _project(x, stacked)
         return tuple(part.contiguous() for part in low.split([len(one) for one in a], dim=-1))
 
     @staticmethod
@@ -36,17 +42,47 @@ class _LowRank(torch.autograd.Function):
         x = ctx.function(*inputs).to(ctx.dtype)
         stacked = torch.cat(a) if len(a) > 1 else a[0]
         grad = torch.cat([g.reshape(-1, g.shape[-1]) for g in grads], dim=-1)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ stacked).to(x.dtype).view(x.shape)
-        of_all = grad.T @ x.reshape(-1, x.shape[-1]).to(grad.dtype)
+        grad_x, of_all = _project_back(grad, x, stacked, ctx.needs_input_grad[0])
         return grad_x, None, *of_all.split([len(one) for one in a])
+
+
+def _project(x: Tensor, a: Tensor) -> Tensor:
+    """A x [.., r] in the dtype of A [r, d_in]."""
+    if x.dtype == a.dtype or x.device.type != "cpu":
+        return F.linear(x.to(a.dtype), a)
+    rows = x.reshape(-1, x.shape[-1])
+    low = a.new_empty(len(rows), len(a))
+    for some, wide in _some_rows(rows, a):
+        torch.mm(wide.copy_(rows[some]), a.T, out=low[some])
+    return low.view(*x.shape[:-1], len(a))
+
+
+def _project_back(grad: Tensor, x: Tensor, a: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
+    """Gradients of x (if it is wanted, in its dtype) and of A, from that of A x [N, r]."""
+    rows = x.reshape(-1, x.shape[-1])
+    if x.dtype == a.dtype or x.device.type != "cpu":
+        return (grad @ a).to(x.dtype).view(x.shape) if wanted else None, grad.T @ rows.to(grad.dtype)
+    grad_x, grad_a = torch.empty_like(rows) if wanted else None, torch.zeros_like(a)
+    for some, wide in _some_rows(rows, a):
+        grad_a.addmm_(grad[some].T, wide.copy_(rows[some]))
+        if wanted:
+            grad_x[some] = torch.mm(grad[some], a, out=wide)
+    return grad_x.view(x.shape) if wanted else None, grad_a
+
+
+def _some_rows(rows: Tensor, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows [N, d_in] in turn, each with the same room for that many in another dtype."""
+    count = max(1, WIDENED // rows.shape[-1])
+    room = like.new_empty(min(count, len(rows)), rows.shape[-1])
+    for start in range(0, len(rows), count):
+        some = slice(start, min(start + count, len(rows)))
+        yield some, room[: some.stop - start]
 
 
 def low_rank(x: Tensor, a: Sequence[Tensor], made=None) -> tuple[Tensor, ...]:
     """A x [.., r] for each A [r, d_in] of the adapters that read the same x [.., d_in], in one product.
 
-    In the dtype of A; x is widened to it for the moment of the product, not kept so. made: how x can be made
+    In the dtype of A; x is widened to it for the product, not kept so. made: how x can be made
     again (`vqlora.step.again.recipe`): then what it is made of is kept in its place.
     """
     return _LowRank.apply(x, recipe(x) if made is None else made, *a)
