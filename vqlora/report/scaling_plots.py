@@ -89,13 +89,14 @@ def pareto(results: Path) -> Figure:
     pairs = [(domain, recipe) for domain in ordered(frame["domain"], DOMAINS)
              for recipe in ordered(frame["recipe"], RECIPES)
              if ((frame["domain"] == domain) & (frame["recipe"] == recipe)).any()]  # fmt: skip
-    figure, panels = plt.subplots(len(pairs), len(COSTS), squeeze=False, sharey="row",
-                                  figsize=(6.5, 0.7 + 1.75 * len(pairs)))  # fmt: skip
+    height = min(0.7 + 1.75 * len(pairs), 8.3)  # inches, of a page with its caption
+    figure, panels = plt.subplots(len(pairs), len(COSTS), squeeze=False, sharey="row", figsize=(6.5, height))
     handles: dict[str, object] = {}
     for row, (domain, recipe) in zip(panels, pairs, strict=True):
         own = frame[(frame["domain"] == domain) & (frame["recipe"] == recipe)]
         for panel, (cost, (title, divisor)) in zip(row, COSTS.items(), strict=True):
-            _scatter(panel, own.assign(cost=own[cost] / divisor), f"front_{cost}", handles)
+            tall = 33 * (height - 0.7) / len(pairs)
+            _scatter(panel, own.assign(cost=own[cost] / divisor), f"front_{cost}", handles, tall)
             panel.set_xscale("log")
             panel.minorticks_off()
             _ticks(panel, own[cost] / divisor)
@@ -119,7 +120,8 @@ def _ticks(panel, costs: pd.Series) -> None:
     panel.set_xticks(marks, [f"{x:,.0f}" if x < 1e4 else f"{x / 1e3:,.0f}k" for x in marks])
 
 
-def _scatter(panel, own: pd.DataFrame, front: str, handles: dict) -> None:
+def _scatter(panel, own: pd.DataFrame, front: str, handles: dict, tall: float) -> None:
+    """tall: height of the panel in points."""
     line = own[own[front]].sort_values(["cost", "nll"], ascending=[True, False])
     panel.step(line["cost"], line["nll"], where="post", color="0.6", lw=0.9, zorder=1)
     for row in own.to_dict("records"):
@@ -128,7 +130,7 @@ def _scatter(panel, own: pd.DataFrame, front: str, handles: dict) -> None:
         look = {"marker": marker, "color": colour, "markerfacecolor": face, "linestyle": "none"}
         handles.setdefault(words, panel.plot([row["cost"]], [row["nll"]], markersize=3.5, **look)[0])
     spread = own["nll"].max() - own["nll"].min()
-    points = 58 / max(spread, 1e-9)  # of the panel's height, per nat
+    points = tall / max(spread, 1e-9)  # per nat
     lowest = np.inf
     for row in line.to_dict("records"):  # to the left of a front there is nothing; names do not overlap
         name = label(row["arm"], ARM_NAMES).split(",")[0].replace("\\%", "%")
