@@ -11,8 +11,10 @@ from vqlora.report.gate_tables import GATE_NAMES
 from vqlora.report.keys import format_number
 
 FILE = "15_confirmation/tests.csv"
-BEFORE = {"bits": "03_main", "gate": "05_temporal", "ranks": "06_ranks"}  # where a part's claims come from
-RANKS = {"relative": "relative allocation", "uniform": "equal ranks"}
+BEFORE = {"bits": "03_main", "gate": "05_temporal", "ranks": "06_ranks", "textsplit": "06_ranks",
+          "visionsplit": "06_ranks"}  # where a part's claims come from  # fmt: skip
+RANKS = {"relative": "relative allocation", "uniform": "equal ranks", "text-heavy": "text-heavy ranks",
+         "vision-heavy": "vision-heavy ranks"}  # fmt: skip
 NAMES = {**GATE_NAMES, **RANKS, "qlora": "QLoRA", "lora": "LoRA"}
 
 
