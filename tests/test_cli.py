@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_notebooks import ROOT, notebook
 
-from vqlora import cli, runs
+from vqlora import cli, runs, steps
 from vqlora.console import duration
 from vqlora.experiments import load_profile
 from vqlora.report import command
@@ -65,9 +65,13 @@ def test_help_shows_examples(capsys):
     assert stop.value.code == 2
 
 
-def test_list_gives_title_claim_and_cost(checkout, capsys):
+@pytest.mark.parametrize("flags, pace", [(["avx2"], 1), (["avx2", "avx512_bf16"], 0.54)])
+def test_list_gives_title_claim_and_cost(checkout, capsys, monkeypatch, flags, pace):
+    monkeypatch.setattr(steps, "processor", lambda: ("a processor", flags))
+    steps.likely_pace.cache_clear()
     assert cli.main(["list", "--profile", "smoke"]) == 0
-    about = duration(load_profile("smoke", checkout).expected_s["01_data"])
+    steps.likely_pace.cache_clear()
+    about = duration(pace * load_profile("smoke", checkout).expected_s["01_data"])
     shown = capsys.readouterr().out
     assert shown == f"01  Title of 01_data\n    it is so.\n    cost (smoke): about {about}\n"
 

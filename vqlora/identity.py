@@ -142,7 +142,7 @@ def provenance(root: Path, **more: Any) -> dict[str, Any]:
 
     left_out = (f":(top,exclude){path}" for path in GENERATED)
     changed = _git(root, "status", "--porcelain", "--", ":/", *left_out)
-    model, flags = _processor()
+    model, flags = processor()
     return {"commit": _git(root, "rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version(),
             "versions": {name: installed(name) for name in VERSIONS}, "system": platform.platform(),
@@ -159,7 +159,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _processor() -> tuple[str, list[str]]:
+def processor() -> tuple[str, list[str]]:
     """Model name and those instruction sets that decide which kernels run."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
