@@ -18,7 +18,7 @@ class PairClaim(Settings):
     a: str                                                   # arms by label
     b: str
     claim: Literal["greater", "no_worse", "equivalent"]
-    family: Literal["primary", "beside"] = PRIMARY           # Holm's correction is within one
+    family: Literal["primary", "beside", "later"] = PRIMARY  # Holm's correction is within one
 
 
 class ConfirmPart(MainSettings):
