@@ -46,7 +46,8 @@ def test_every_committed_profile_is_valid_and_compares_all_arms_on_all_domains(n
     assert compared
     for main in compared:
         runs = main.runs()
-        assert len(runs) == len(set(runs)) == len(main.domains) * len(main.arms) * len(main.seeds)
+        told_apart = {run.model_dump_json() for run in runs}
+        assert len(runs) == len(told_apart) == len(main.domains) * len(main.arms) * len(main.seeds)
         assert {run.seed for run in main.sweep_runs()}.isdisjoint(main.seeds)
         assert all(run.eval_part == "val" for run in main.sweep_runs())
 

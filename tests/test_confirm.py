@@ -21,6 +21,8 @@ NLL = {
     ("gate", "cutaways"): {"plain": 0.6, "rank": 0.61, "shuffled": 0.6},
     ("ranks", "language"): {"uniform": 1.0, "relative": 0.9},
     ("ranks", "visual"): {"uniform": 0.7, "relative": 0.9},
+    ("textsplit", "language"): {"relative": 0.9, "text-heavy": 0.88},
+    ("visionsplit", "visual"): {"relative": 0.9, "vision-heavy": 0.8},
 }
 
 
@@ -51,6 +53,9 @@ def test_holm_is_over_all_primary_claims_and_verdicts_follow():
     assert [counts["primary", f"{word}_count"] for word in words] == [6, 4, 2, 0]
     assert counts["primary", "denied_names"] == "gate on cutaways, ranks on visual"
     assert tests.loc[tests["family"] == "beside", "comparison"].unique().tolist() == ["rank_vs_plain"]
+    later = tests[tests["family"] == "later"]
+    assert later["p_holm"].tolist() == stats.holm(later["p"]).tolist()
+    assert later.set_index("part")["verdict"].to_dict() == {"textsplit": "supported", "visionsplit": "denied"}
 
 
 def test_the_table_sets_new_seeds_beside_what_was_found_before(tmp_path):
@@ -63,7 +68,8 @@ def test_the_table_sets_new_seeds_beside_what_was_found_before(tmp_path):
         frame.to_csv(tmp_path / folder / "tests.csv", index=False)
     rows = confirmation_table(tmp_path).rows
     assert rows[1][:4] == ("QLoRA equals LoRA", "Visual shift", "0.012", "0.000") and rows[0][2] == "--"
-    assert None in rows and rows[-1][0] == "Gate beats plain adapters"
+    assert rows.count(None) == 2 and rows[-4][0] == "Gate beats plain adapters"
+    assert rows[-1][0] == "Relative allocation is no worse than vision-heavy ranks"
 
 
 def test_seeds_clips_and_rates_are_none_that_a_choice_was_made_on_and_those_that_it_made():
