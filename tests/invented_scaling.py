@@ -75,8 +75,8 @@ def write_scaling(results: Path) -> None:
     fits = scaling_study.fits(curves, resamples=100)
     write_csv(folder / "points.csv", scaling_study.points(curves))
     write_csv(folder / "fits.csv", fits)
-    rates = [("visual", name, "nf4", 1e-2, 0.5) for name in ("s", "m")]
-    columns = ["domain", "arm", "bits", "learning_rate", "value"]
+    rates = [("visual", name, "nf4", 1e-2, "nll", 0.5) for name in ("s", "m")]
+    columns = ["domain", "arm", "bits", "learning_rate", "metric", "value"]
     write_csv(folder / "base_rates.csv", pd.DataFrame(rates, columns=columns))
     steps = [("visual", "m_vs_s", "nll", 0.66, 0.6, 0.7, "greater", np.nan, 0.01, 0.01, 0.05, "supported")]
     columns = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",

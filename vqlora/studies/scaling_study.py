@@ -131,12 +131,12 @@ def fits(curves: Sequence[Sizes], resamples: int = 1000, seed: int = 0) -> pd.Da
 
 def base_rates(sweep: Sequence[StoredRun]) -> pd.DataFrame:
     """The learning rate of each base on each domain, by validation NLL: domain, arm, bits, learning_rate,
-    value; empty without a sweep."""
-    columns = ["domain", "arm", "bits", "learning_rate", "value"]
+    metric, value; empty without a sweep."""
+    columns = ["domain", "arm", "bits", "learning_rate", "metric", "value"]
     parts = [pd.DataFrame(columns=columns)]
     for domain in dict.fromkeys(run.settings.domain for run in sweep):
         own = comparison.choose_rates([run for run in sweep if run.settings.domain == domain])
-        parts.append(own.assign(domain=domain))
+        parts.append(own.assign(domain=domain, metric="nll"))
     return pd.concat(parts[1:] or parts, ignore_index=True)[columns]
 
 
