@@ -107,9 +107,11 @@ def by_budget(summaries: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
 
 
 def over_budgets(budgets: pd.DataFrame, tests: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What `by_budget` and `judge_budgets` come to: of, metric, value. Of each method its largest gap at any
-    budget; of "all" how many budgets, the method whose largest gap is smallest, and at how many budgets it is
-    so for "relative"; of "further" how many claims at the other budgets have each verdict.
+    """What `by_budget` and `judge_budgets` come to: of, metric, value.
+
+    Of each method its largest gap at any budget (gap_nll); of "all" how many budgets there are, the method
+    whose largest gap is smallest (best_name, best_nll), and at how many budgets the worst gap of "relative"
+    is the smallest (first_count); of "further" how many claims at the other budgets have each verdict.
     """
     worst = budgets[budgets["domain"] == "worst"].pivot(index="arm", columns="budget", values="value")
     largest = worst.max(axis=1).sort_values()
