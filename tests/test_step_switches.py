@@ -5,13 +5,13 @@ import torch
 from little_steps import assert_same, checkpointed, plain_model, step
 from peft import AdaLoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 import vqlora
 from vqlora.cost import step_bytes
 from vqlora.held import Linear16
 from vqlora.modalities import target_modules
-from vqlora.step import attention, products
+from vqlora.step import attention, norms, products
 from vqlora.step.attention import lean_attention
 from vqlora.step.head import held_product
 from vqlora.zoo import tiny_batch, tiny_model
@@ -103,12 +103,14 @@ def test_a_step_holds_less_memory():
         assert step_bytes(lambda: step(model, batch)) < 0.7 * plain
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused, room", [(True, 0), (False, 0), (False, 1 << 30)])
 @pytest.mark.parametrize("causal, masked, heads", [(True, False, 4), (False, True, 2), (False, False, 4)])
-def test_lean_attention_is_attention(causal, masked, heads, fused, monkeypatch):
+def test_lean_attention_is_attention(causal, masked, heads, fused, room, monkeypatch):
     monkeypatch.setattr(attention, "_FUSED", (torch.float32,) if fused else ())
+    monkeypatch.setattr(attention, "ROOM", room)  # for a block of one row, or all rows together
     rng = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, h, 300, 8, generator=rng).requires_grad_() for h in (4, heads, heads))
+    q, k, v = (torch.randn(2, 300, h, 8, generator=rng).transpose(1, 2) for h in (4, heads, heads))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
     mask = None
     if masked:
         mask = torch.ones(300, 300, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
@@ -131,6 +133,29 @@ def test_lean_attention_is_attention(causal, masked, heads, fused, monkeypatch):
         if masked and other.shape == out.shape:
             one, other = one[:, 7:], other[:, 7:]
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_written_out_norm_is_the_norm(dtype, rows, monkeypatch):
+    monkeypatch.setattr(norms, "ROWS", rows)
+    torch.manual_seed(0)
+    norm = LlamaRMSNorm(24).to(dtype).requires_grad_(False)
+    norm.weight.normal_()
+    x, grad = torch.randn(2, 24, 5, dtype=dtype).mT.requires_grad_(), torch.randn(2, 5, 24, dtype=dtype)
+    assert norms.is_rms_norm(norm) and not norms.is_rms_norm(torch.nn.LayerNorm(24))
+    plain, found = norm(x), norms.rms_norm(norm, x)
+    assert torch.equal(found, plain)
+    one, other = (torch.autograd.grad(y, x, grad)[0] for y in (found, plain))
+    torch.testing.assert_close(one, other)
+
+
+def test_a_norm_of_another_formula_is_left_to_autograd():
+    class Other(LlamaRMSNorm):
+        def forward(self, hidden_states):
+            return (1 + self.weight) * super().forward(hidden_states)
+
+    assert not norms.is_rms_norm(Other(8))
 
 
 @pytest.mark.parametrize("widened", [1, 100, 1 << 20])

@@ -14,6 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vqlora.step.norms import is_rms_norm, rms_norm
+
 _RECIPE = "_vqlora_recipe"
 _ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 _GATED_UNIT = "self.down_proj(self.act_fn(self.gate_proj({x})) * self.up_proj({x}))"
@@ -111,6 +113,8 @@ def _norm(module: nn.Module, *args, **kwargs) -> Tensor:
     plain = partial(type(module).forward, module)
     if len(args) != 1 or kwargs or not _keeps_graph(module, args[0]):
         return plain(*args, **kwargs)
+    if is_rms_norm(module):
+        return _remember(rms_norm(module, args[0]), plain, args[0])
     return again(plain, args[0])
 
 

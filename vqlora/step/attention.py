@@ -3,7 +3,8 @@
 Registered with transformers as an attention implementation like any other. In float32 torch's fused kernel
 does the work. In bfloat16 that one is slow, and the written-out one keeps [B, H, L, S] for every layer: here
 probabilities are made again in backward, queries go in blocks, and a block looks at no key behind the last
-one that its mask allows, half of a causal layer's work. Evaluation and attention dropout go to torch's own.
+one that its mask allows, half of a causal layer's work. Short rows go together, as many as fit the cache with
+their scores. Evaluation and attention dropout go to torch's own.
 
     out = softmax(scale · q kᵀ + mask) v       kept: q, k, v       (Rabe and Staats 2021, arXiv:2112.05682)
 """
@@ -17,7 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "vqlora_lean"
-BLOCK = 128  # queries
+BLOCK = 128  # queries, where keys are barred
+ROOM = 1 << 20  # scores that are made at a time, where one block of one row has no more
 _FUSED = (torch.float32, torch.float64)
 
 
@@ -29,25 +31,24 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, mask)
         ctx.causal, ctx.scale = causal, scale
         out = torch.empty_like(q)
-        for row, block, seen, barred in _blocks(q, k, mask, causal):
-            p = _probabilities(q[row, :, :, block], k[row, :, :seen], barred, scale)
-            out[row, :, :, block] = (p @ v[row, :, :seen]).view(out[row, :, :, block].shape)
+        for rows, block, seen, barred in _blocks(q, k, mask, causal):
+            some = q[rows, :, :, block]
+            p = _probabilities(some, k[rows, :, :seen], barred, scale)
+            out[rows, :, :, block] = torch.bmm(p, _stack(v[rows, :, :seen])).view(some.shape)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         q, k, v, mask = ctx.saved_tensors
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for row, block, seen, barred in _blocks(q, k, mask, ctx.causal):
-            rows, keys, values = q[row, :, :, block], k[row, :, :seen], v[row, :, :seen]
-            p = _probabilities(rows, keys, barred, ctx.scale)
-            g = grad[row, :, :, block].reshape(len(p), -1, grad.shape[-1])
-            grad_v[row, :, :seen].baddbmm_(p.mT, g)
+        grad_q, grad_k, grad_v = torch.empty_like(q), k.new_zeros(k.shape), v.new_zeros(v.shape)
+        for rows, block, seen, barred in _blocks(q, k, mask, ctx.causal):
+            some, keys, values = q[rows, :, :, block], k[rows, :, :seen], _stack(v[rows, :, :seen])
+            p = _probabilities(some, keys, barred, ctx.scale)
+            g = grad[rows, :, :, block].reshape(len(p), -1, grad.shape[-1])
+            grad_v[rows, :, :seen].view(values.shape).baddbmm_(p.mT, g)
             ds = torch.ops.aten._softmax_backward_data(g @ values.mT, p, -1, p.dtype)
-            grad_q[row, :, :, block] = _scaled(ds, keys, ctx.scale).view(rows.shape)
-            grad_k[row, :, :seen].baddbmm_(
-                ds.mT, rows.reshape(len(p), -1, rows.shape[-1]), alpha=ctx.scale
-            )
+            grad_q[rows, :, :, block] = _scaled(ds, _stack(keys), ctx.scale).view(some.shape)
+            grad_k[rows, :, :seen].view(values.shape).baddbmm_(ds.mT, some.reshape(g.shape), alpha=ctx.scale)
         return grad_q, grad_k, grad_v, None, None, None
 
 
@@ -84,35 +85,44 @@ def _widen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool):
-    """(row, block of queries, number of keys it may look at, which of the last n of these it may not [l, n]).
+    """(rows, block of queries, number of keys it may look at, which of the last n of these it may not
+    [rows|1, l, n]), the first two as slices.
 
     n counts from the first one that any query of the block may not look at; None where there is none.
     """
-    length, keys = q.shape[3], k.shape[2]
-    later = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=q.device).triu(1) if causal else None
-    for row in range(len(q)):
-        for start in range(0, length, BLOCK):
-            block, seen, barred = slice(start, min(start + BLOCK, length)), keys, None
+    length, keys, heads = q.shape[3], k.shape[2], q.shape[1] * q.shape[2]
+    size = BLOCK if causal or mask is not None else max(BLOCK, ROOM // (heads * keys))
+    many = max(1, ROOM // (heads * min(size, length) * keys))
+    later = torch.ones(1, BLOCK, BLOCK, dtype=torch.bool, device=q.device).triu(1) if causal else None
+    for row in range(0, len(q), many):
+        rows = slice(row, min(row + many, len(q)))
+        for start in range(0, length, size):
+            block, seen, barred = slice(start, min(start + size, length)), keys, None
             if causal:
-                seen, size = block.stop, block.stop - start
-                barred = later[:size, :size]
+                seen, count = block.stop, block.stop - start
+                barred = later[:, :count, :count]
             elif mask is not None:
-                barred = ~mask[row if len(mask) > 1 else 0, 0, block]
-                allowed = (~barred).any(dim=0).nonzero()
+                barred = ~mask[rows if len(mask) > 1 else slice(None), 0, block]
+                allowed = (~barred).flatten(0, 1).any(dim=0).nonzero()
                 seen = int(allowed[-1]) + 1 if len(allowed) else keys
-                some = barred[:, :seen].any(dim=0).nonzero()
-                barred = barred[:, int(some[0]) : seen] if len(some) else None
-            yield row, block, seen, barred
+                some = barred[..., :seen].flatten(0, 1).any(dim=0).nonzero()
+                barred = barred[..., int(some[0]) : seen] if len(some) else None
+            yield rows, block, seen, barred
 
 
 def _probabilities(q: Tensor, k: Tensor, barred: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale · q kᵀ) [K, G·l, s] of one block of a row, without the keys that are barred."""
-    heads, group, length = q.shape[:3]
-    scores = _scaled(q.reshape(heads, group * length, -1), k.mT, scale)
+    """softmax(scale · q kᵀ) [R·K, G·l, s] of one block of R rows, without the keys that are barred."""
+    rows, heads, group, length = q.shape[:4]
+    scores = _scaled(q.reshape(rows * heads, group * length, -1), _stack(k).mT, scale)
     if barred is not None:
-        last = scores.view(heads, group, length, -1)[..., scores.shape[-1] - barred.shape[-1] :]
-        last.masked_fill_(barred, torch.finfo(q.dtype).min)
+        last = scores.view(rows, heads, group, length, -1)[..., scores.shape[-1] - barred.shape[-1] :]
+        last.masked_fill_(barred[:, None, None], torch.finfo(q.dtype).min)
     return torch.softmax(scores, dim=-1)
+
+
+def _stack(x: Tensor) -> Tensor:
+    """[R, K, s, D] as a stack of matrices [R·K, s, D]; a copy where memory has them in no such order."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
