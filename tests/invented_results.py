@@ -100,6 +100,12 @@ def _ranks(folder: Path) -> None:
     columns = ["budget", "domain", "arm", "metric", "value", "low", "high"]
     budgets = pd.DataFrame(told, columns=columns)
     budgets.to_csv(folder / "budgets.csv", index=False)
+    rates = [(51_072, domain, arm, rate, rate > 0.01)
+             for domain in DOMAINS for arm in arms for rate in (0.01, 0.02)]  # fmt: skip
+    columns = ["budget", "domain", "arm", "learning_rate", "chosen"]
+    pd.DataFrame(rates, columns=columns).to_csv(folder / "budget_rates.csv", index=False)
+    rates = pd.DataFrame({"arm": list(arms), "learning_rate": 0.01})
+    rates.to_csv(folder / "lr.csv", index=False)
     rank_study.over_budgets(budgets).to_csv(folder / "over_budgets.csv", index=False)
 
 

@@ -157,6 +157,39 @@ def test_other_budgets_may_have_fewer_methods():
         RankSettings(**{**ranks.model_dump(), "more_budgets": (102144,)})
 
 
+def test_other_budgets_are_tuned_around_the_rates_of_the_main_one():
+    ranks = load_profile("study", ROOT).ranks
+    small, large = sorted(ranks.more_budgets)
+    assert {run.learning_rate for run in ranks.at(small).sweep_runs()} == {0.01, 0.02}
+    found = ranks.at(large, {"eva-nf4": 0.03})
+    assert {run.learning_rate for run in found.sweep_runs() if run.method == "eva"} == {0.015, 0.03}
+    assert {run.learning_rate for run in found.runs() if run.method == "eva"} == {0.03}
+    assert {run.budget for run in found.sweep_runs()} == {large} and not ranks.at(7).sweep_runs()
+    with pytest.raises(ValueError, match="more_sweeps: 7 is none of more_budgets; allowed: 51072, 204288"):
+        RankSettings(**{**ranks.model_dump(), "more_sweeps": {7: (1,)}})
+    with pytest.raises(ValueError, match="more_sweeps: 0.*; allowed: factors above 0"):
+        RankSettings(**{**ranks.model_dump(), "more_sweeps": {small: (0, 1)}})
+
+
+def test_a_method_takes_the_rate_that_is_best_over_both_domains(tmp_path):
+    ranks = load_profile("study", ROOT).ranks
+    there = ranks.at(51_072)
+    loss = {("language", 0.01): 1.0, ("language", 0.02): 1.1, ("visual", 0.01): 0.8, ("visual", 0.02): 0.6}
+    sweep = [StoredRun("key", run, metrics={"nll": loss[run.domain, run.learning_rate]}, cost={}, provenance={}, examples_path=tmp_path)
+             for run in there.sweep_runs() if run.method in ("uniform", "eva")]  # fmt: skip
+    path = tmp_path / "budget_rates.csv"
+    table = rank_study.tuned(there, sweep, path)
+    best = table[table["chosen"]].groupby("arm")["learning_rate"].unique()
+    assert best["uniform"] == best["eva"] == [0.02] and best["relative"] == [0.01]  # not swept: as before
+    assert table.loc[table["arm"] == "relative", "value"].isna().all()
+    rank_study.table_of_rates([table]).to_csv(path, index=False)
+    again = rank_study.tuned(there, [], path)
+    assert comparison.rates_by_name(again[again["chosen"]])["uniform-nf4"] == 0.02
+    other = rank_study.tuned(ranks.at(204_288), [], path)
+    assert other["chosen"].all() and set(other["learning_rate"]) == {0.01} and set(other["budget"]) == {204_288}
+    assert list(rank_study.table_of_rates([])) == list(table)
+
+
 def test_a_profile_without_a_budget_is_refused():
     arms = [{"arm": "vqlora", "bits": "nf4", "learning_rate": 1e-2, "overrides": {"ranks": "uniform"}}]
     values = {"domains": ["a"], "arms": arms, "seeds": [0], "steps": 4, "train_clips": 9, "eval_clips": 9}

@@ -250,3 +250,15 @@ def test_tables_of_several_runs():
     worse = stats.compare(rows, claims[1:2], rng, better="lower")
     assert worse["difference"][0] == pytest.approx(-found["difference"][1])
     assert worse["verdict"][0] == "denied"
+
+
+def test_holm_counts_within_families_and_an_absent_margin_is_none():
+    tests = pd.DataFrame({"p": [0.01, 0.9, 0.03], "low": [0.1, -0.3, -0.1], "high": [0.3, -0.1, 0.2],
+                          "claim": "greater", "margin": [math.nan, math.nan, 0.05],
+                          "family": ["a", "b", "a"]})  # fmt: skip
+    whole, parts = stats.corrected(tests), stats.corrected(tests, "family")
+    assert list(whole["p_holm"]) == pytest.approx([0.03, 0.9, 0.06])
+    assert list(whole["verdict"]) == ["supported", "denied", "undecided"]
+    assert list(parts["p_holm"]) == pytest.approx([0.02, 0.9, 0.03])
+    assert list(parts["verdict"]) == ["supported", "denied", "supported"]
+    assert math.isnan(whole["margin"][0])

@@ -167,12 +167,7 @@ def judge(
         parts.append(
             stats.compare(clip_values(own, metric, values), claims, rng, better=better).assign(domain=domain)
         )
-    table = pd.concat(parts, ignore_index=True)
-    table["p_holm"] = stats.holm(table["p"])
-    table["verdict"] = [
-        stats.verdict(*row)
-        for row in table[["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)
-    ]
+    table = stats.corrected(pd.concat(parts, ignore_index=True))
     table["comparison"], table["metric"] = table["a"] + "_vs_" + table["b"], metric
     table["margin"] = table["margin"].where(table["margin"] > 0)
     return table.rename(columns={"difference": "value"})[

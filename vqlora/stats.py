@@ -185,6 +185,20 @@ def verdict(p: float, low: float, high: float, claim: str, margin: float = 0.0, 
     return "denied" if against[claim] else "undecided"
 
 
+def corrected(tests: pd.DataFrame, within: str | None = None) -> pd.DataFrame:
+    """Tests with `p_holm` and `verdict` anew from p, low, high, claim and margin (absent: none).
+
+    Holm's method over all of them, or within each value of a column, whose tests are families of their own.
+    """
+    if within is None:
+        p = holm(tests["p"])
+    else:
+        p = tests.groupby(within, sort=False)["p"].transform(lambda own: holm(own))
+    table = tests.assign(p_holm=p)
+    fields = table[["p_holm", "low", "high", "claim", "margin"]].fillna({"margin": 0.0})
+    return table.assign(verdict=[verdict(*row) for row in fields.itertuples(index=False)])
+
+
 def smallest_effect(values: np.ndarray, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest true mean of `values [S, C]` that a two-sided test at `alpha` would have found with this
     `power`.

@@ -146,10 +146,7 @@ def judge(general: GeneralSettings, runs: Sequence[StoredRun], seed: int = 0) ->
         named = {key: claim[key] for key in ("family", "on", "comparison", "metric")}
         rows.append({**named, "value": found["difference"], **found[
             ["low", "high", "claim", "margin", "p", "smallest_effect"]].to_dict()})  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["p_holm"] = table.groupby("family", sort=False)["p"].transform(lambda p: stats.holm(p))
-    shown = table[["p_holm", "low", "high", "claim", "margin"]]
-    table["verdict"] = [stats.verdict(*row) for row in shown.itertuples(index=False)]
+    table = stats.corrected(pd.DataFrame(rows), "family")
     table["margin"] = table["margin"].where(table["margin"] > 0)
     return table[["family", "on", "comparison", "metric", "value", "low", "high", "claim", "margin", "p",
                   "p_holm", "smallest_effect", "verdict"]]  # fmt: skip

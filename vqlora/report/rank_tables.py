@@ -83,11 +83,13 @@ def _test(row: dict) -> tuple[str, ...]:
 
 
 def rank_budgets_table(results: Path) -> Table:
-    """Methods that were run at every budget: NLL on each domain and the worst gap to the best of them."""
+    """Methods that were run at every budget: the learning rate chosen there, NLL on each domain and the worst
+    gap to the best of them."""
     columns = ("budget", "domain", "arm", "metric", "value", "low", "high")
     frame = read_csv(results, "06_ranks/budgets.csv", columns)
     nll = frame[frame["metric"] == "nll"].set_index(["budget", "arm", "domain"])
     gap = frame[frame["domain"] == "worst"].set_index(["budget", "arm"])["value"]
+    rates = _rates(results)
     domains, rows = ordered(nll.reset_index()["domain"], DOMAINS), []
     for budget in sorted(frame["budget"].unique()):
         own = gap[budget]
@@ -95,9 +97,19 @@ def rank_budgets_table(results: Path) -> Table:
         for place, arm in enumerate(ordered(own.index.to_series(), RANK_NAMES)):
             cells = [_loss(nll.loc[(budget, arm, domain)]) for domain in domains]
             named = "" if place else format_number(budget, "trainable_parameters")
-            rows.append((named, label(arm, RANK_NAMES), *cells, format_number(own[arm], "nll")))
+            rate = format_number(rates.get((budget, arm), rates[0, arm]), "learning_rate")
+            rows.append((named, label(arm, RANK_NAMES), rate, *cells, format_number(own[arm], "nll")))
     heads = (f"NLL, {label(domain, DOMAINS).lower()}" for domain in domains)
-    return Table(("Parameters", "Allocation", *heads, "Worst gap"), tuple(rows), left=2)
+    return Table(("Parameters", "Allocation", "Rate", *heads, "Worst gap"), tuple(rows), left=2)
+
+
+def _rates(results: Path) -> pd.Series:
+    """Learning rates by budget and method; those of the main budget under 0."""
+    main = read_csv(results, "06_ranks/lr.csv", ("arm", "learning_rate")).assign(budget=0, chosen=True)
+    path = Path(results, "06_ranks/budget_rates.csv")
+    other = pd.read_csv(path) if path.is_file() else main[:0]
+    rates = pd.concat([main, other[other["chosen"]]]) if len(other) else main
+    return rates.drop_duplicates(["budget", "arm"]).set_index(["budget", "arm"])["learning_rate"]
 
 
 RANK_TABLES = {"rank_budgets": rank_budgets_table, "rank_tests": rank_tests_table, "ranks": ranks_table}

@@ -124,10 +124,12 @@ def _keys(part, runs) -> list[str]:
     return [named[run.domain, run.method, run.seed] for run in part.runs()]
 
 
-def _placement_tests(results: Path) -> pd.DataFrame:
-    from vqlora.studies.placement_study import corrected
+def _over_budgets(results: Path) -> pd.DataFrame:
+    from vqlora.studies.rank_study import over_budgets
 
-    return corrected(pd.read_csv(results / "09_rank_size_and_placement" / "tests.csv"))
+    tests = results / "06_ranks" / "budget_tests.csv"
+    found = pd.read_csv(results / "06_ranks" / "budgets.csv")
+    return over_budgets(found, pd.read_csv(tests) if tests.is_file() else None)
 
 
 def _arms_by_cost(results: Path) -> pd.DataFrame:
@@ -156,11 +158,7 @@ def _corrected(file: str, within: str = "family") -> Callable[[Path], pd.DataFra
         from vqlora import stats
 
         table = pd.read_csv(results / file)
-        families = table[within] if within in table else pd.Series("", table.index)
-        table["p_holm"] = table.groupby(families)["p"].transform(stats.holm)
-        table["verdict"] = [stats.verdict(*row) for row in table.assign(margin=table["margin"].fillna(0))[
-            ["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)]  # fmt: skip
-        return table
+        return stats.corrected(table, within if within in table else None)
 
     return make
 
@@ -215,7 +213,12 @@ CHECKS = (
           ("runs", "03_main/more_cost.csv")),
     Check("03_main/more_tests.csv", "p-values and intervals", _corrected("03_main/more_tests.csv"), ()),
     Check("06_ranks/tests.csv", "the rows per example in runs/", _rank_tests, ("runs", "06_ranks/cost.csv")),
-    Check("09_rank_size_and_placement/tests.csv", "p-values and intervals", _placement_tests, ()),
+    Check("06_ranks/further.csv", "p-values and intervals", _corrected("06_ranks/further.csv"), ()),
+    Check("06_ranks/budget_tests.csv", "p-values and intervals", _corrected("06_ranks/budget_tests.csv"), ()),
+    Check("06_ranks/over_budgets.csv", "budgets.csv, budget_tests.csv", _over_budgets,
+          ("06_ranks/budgets.csv",)),
+    Check("09_rank_size_and_placement/tests.csv", "p-values and intervals",
+          _corrected("09_rank_size_and_placement/tests.csv"), ()),
     Check("10_scaling/pareto.csv", "runs, costs and summaries of 03, 06, 08 and 09", _arms_by_cost,
           ("runs", "03_main/summary.csv", "09_rank_size_and_placement/summary.csv")),  # fmt: skip
     Check("10_scaling/fronts.csv", "pareto.csv", _fronts, ("10_scaling/pareto.csv",)),

@@ -166,10 +166,7 @@ def judge_bits(frozen: Sequence[StoredRun], tuned: Sequence[StoredRun], margin_n
     for runs in (frozen, tuned):
         claims = bit_claims(margin_nll, [run.settings.method for run in runs])
         parts += [comparison.judge(runs, claims)] if claims else []
-    table = pd.concat(parts, ignore_index=True)
-    table["p_holm"] = stats.holm(table["p"])
-    fields = table[["p_holm", "low", "high", "claim", "margin"]].fillna({"margin": 0.0})
-    return table.assign(verdict=[stats.verdict(*row) for row in fields.itertuples(index=False)])
+    return stats.corrected(pd.concat(parts, ignore_index=True))
 
 
 def bit_summary(frozen: Sequence[StoredRun], tuned: Sequence[StoredRun], held: pd.DataFrame) -> pd.DataFrame:

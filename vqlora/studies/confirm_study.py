@@ -34,10 +34,7 @@ def judge(
                       for claim in part.claims if claim.family == family]  # fmt: skip
             tests = comparison.judge(own, claims, values=values)
             found.append(tests.assign(part=part.name, family=family))
-    table = pd.concat(found, ignore_index=True)
-    table["p_holm"] = table.groupby("family")["p"].transform(lambda p: stats.holm(p))
-    judged = table[["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)
-    table["verdict"] = [stats.verdict(*row) for row in judged]
+    table = stats.corrected(pd.concat(found, ignore_index=True), "family")
     return table[["part", *(name for name in table.columns if name != "part")]]
 
 

@@ -126,14 +126,7 @@ def judge(
                 parts.append(comparison.judge(own, claims, values=values).assign(family=family))
     if not parts:
         raise ValueError("no two arms of a planned comparison among the runs")
-    return corrected(pd.concat(parts, ignore_index=True))
-
-
-def corrected(tests: pd.DataFrame) -> pd.DataFrame:
-    """Tests with `p_holm` and `verdict` from their p-values and intervals, within each family."""
-    table = tests.assign(p_holm=tests.groupby("family")["p"].transform(stats.holm))
-    fields = table[["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)
-    return table.assign(verdict=[stats.verdict(*row) for row in fields])
+    return stats.corrected(pd.concat(parts, ignore_index=True), "family")
 
 
 def sizes(runs: Sequence[StoredRun]) -> pd.DataFrame:

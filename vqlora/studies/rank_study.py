@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from vqlora import comparison, stats
+from vqlora.experiments import RankSettings
 from vqlora.store import StoredRun
 
 FIXED = ("vision-heavy", "text-heavy")
@@ -126,6 +127,42 @@ def over_budgets(budgets: pd.DataFrame, tests: pd.DataFrame | None = None) -> pd
     return pd.DataFrame(rows, columns=["of", "metric", "value"])
 
 
+_RATES = ["budget", "domain", "arm", "bits", "learning_rate", "metric", "value", "chosen"]
+
+
+def tuned(there: RankSettings, sweep: Sequence[StoredRun], committed: Path) -> pd.DataFrame:
+    """Learning rates of the methods at another budget, by validation NLL: budget, domain, arm, bits,
+    learning_rate, metric, value, chosen (the rate has the lowest mean over the domains).
+
+    From this profile's sweep there (`RankSettings.at`), else from the committed table of this form; a method
+    that is in neither keeps its rate at the main budget, with no loss.
+    """
+    rows = [(run.settings.domain, run.settings.method, run.settings.learning_rate, run.metrics["nll"])
+            for run in sweep]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["domain", "arm", "learning_rate", "value"])
+    table = table.groupby(["domain", "arm", "learning_rate"], as_index=False)["value"].mean()
+    if sweep:
+        best = comparison.choose_rates(sweep).set_index("arm")["learning_rate"]
+        table["chosen"] = table["learning_rate"] == table["arm"].map(best)
+    elif committed.is_file():
+        kept = pd.read_csv(committed)
+        table = kept[kept["budget"] == there.budget].reindex(columns=[*table, "chosen"])
+    bits = {arm.label or arm.arm: arm.bits for arm in there.arms}
+    table = table[table["arm"].isin(bits)]
+    asked = {arm.label or arm.arm: arm.learning_rate for arm in there.arms}
+    lacking = [{"domain": domain, "arm": arm, "learning_rate": rate, "value": math.nan, "chosen": True}
+               for domain in there.domains for arm, rate in asked.items()
+               if arm not in set(table["arm"])]  # fmt: skip
+    table = pd.concat([part for part in (table, pd.DataFrame(lacking)) if len(part)], ignore_index=True)
+    told = table.assign(budget=there.budget, bits=table["arm"].map(bits), metric="nll")
+    return told.astype({"chosen": bool})[_RATES]
+
+
+def table_of_rates(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """What `tuned` has for each budget, in one table; its columns alone where there is no other budget."""
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_RATES)
+
+
 def judge_budgets(
     runs: Mapping[int, Sequence[StoredRun]], margin_nll: float, values: Callable | None = None
 ) -> pd.DataFrame:
@@ -134,10 +171,7 @@ def judge_budgets(
     for budget, own in runs.items():
         claims = rank_claims(margin_nll, methods=sorted({run.settings.method for run in own}))
         parts.append(comparison.judge(own, claims, values=values).assign(budget=budget))
-    table = pd.concat(parts, ignore_index=True)
-    table["p_holm"] = stats.holm(table["p"])
-    told = table.assign(margin=table["margin"].fillna(0.0))[["p_holm", "low", "high", "claim", "margin"]]
-    table["verdict"] = [stats.verdict(*row) for row in told.itertuples(index=False)]
+    table = stats.corrected(pd.concat(parts, ignore_index=True))
     return table[["budget", *(name for name in table if name != "budget")]]
 
 

@@ -100,11 +100,7 @@ def judge(sound: SoundSettings, runs: Sequence[StoredRun]) -> pd.DataFrame:
             better = "lower" if metric == "nll" else "higher"
             tests = comparison.judge(runs, [asked], metric=metric, better=better)
             found.append(tests.assign(family=claim.family))
-    table = pd.concat(found, ignore_index=True)
-    table["p_holm"] = table.groupby("family", sort=False)["p"].transform(lambda p: stats.holm(p))
-    judged = table[["p_holm", "low", "high", "claim", "margin"]].itertuples(index=False)
-    table["verdict"] = [stats.verdict(*row) for row in judged]
-    return table
+    return stats.corrected(pd.concat(found, ignore_index=True), "family")
 
 
 def overall(tests: pd.DataFrame) -> pd.DataFrame:
