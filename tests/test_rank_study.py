@@ -175,7 +175,7 @@ def test_a_method_takes_the_rate_that_is_best_over_both_domains(tmp_path):
     ranks = load_profile("study", ROOT).ranks
     there = ranks.at(51_072)
     loss = {("language", 0.01): 1.0, ("language", 0.02): 1.1, ("visual", 0.01): 0.8, ("visual", 0.02): 0.6}
-    sweep = [StoredRun("key", run, metrics={"nll": loss[run.domain, run.learning_rate]}, cost={}, provenance={}, examples_path=tmp_path)
+    sweep = [StoredRun("key", run, {"nll": loss[run.domain, run.learning_rate]}, {}, {}, tmp_path)
              for run in there.sweep_runs() if run.method in ("uniform", "eva")]  # fmt: skip
     path = tmp_path / "budget_rates.csv"
     table = rank_study.tuned(there, sweep, path)
@@ -186,7 +186,8 @@ def test_a_method_takes_the_rate_that_is_best_over_both_domains(tmp_path):
     again = rank_study.tuned(there, [], path)
     assert comparison.rates_by_name(again[again["chosen"]])["uniform-nf4"] == 0.02
     other = rank_study.tuned(ranks.at(204_288), [], path)
-    assert other["chosen"].all() and set(other["learning_rate"]) == {0.01} and set(other["budget"]) == {204_288}
+    assert other["chosen"].all() and set(other["learning_rate"]) == {0.01}
+    assert set(other["budget"]) == {204_288}
     assert list(rank_study.table_of_rates([])) == list(table)
 
 

@@ -27,7 +27,7 @@ def confirmation_table(results: Path) -> Table:
     for family in dict.fromkeys(frame["family"]):
         rows += [None] * bool(rows)
         rows += [_row(row, results) for row in frame[frame["family"] == family].to_dict("records")]
-    heads = ("Three seeds", "New seeds", r"95\% interval", "Smallest", r"\emph{p} (Holm)", "Verdict")
+    heads = ("Before", "New seeds", r"95\% interval", "Smallest", r"\emph{p} (Holm)", "Verdict")
     return Table(("Claim", "Domain", *heads), tuple(rows), left=2)
 
 
