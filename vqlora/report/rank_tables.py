@@ -97,19 +97,22 @@ def rank_budgets_table(results: Path) -> Table:
         for place, arm in enumerate(ordered(own.index.to_series(), RANK_NAMES)):
             cells = [_loss(nll.loc[(budget, arm, domain)]) for domain in domains]
             named = "" if place else format_number(budget, "trainable_parameters")
-            rate = format_number(rates.get((budget, arm), rates[0, arm]), "learning_rate")
+            rate = rates.get((budget, arm), rates[0, arm])
             rows.append((named, label(arm, RANK_NAMES), rate, *cells, format_number(own[arm], "nll")))
     heads = (f"NLL, {label(domain, DOMAINS).lower()}" for domain in domains)
     return Table(("Parameters", "Allocation", "Rate", *heads, "Worst gap"), tuple(rows), left=2)
 
 
 def _rates(results: Path) -> pd.Series:
-    """Learning rates by budget and method; those of the main budget under 0."""
-    main = read_csv(results, "06_ranks/lr.csv", ("arm", "learning_rate")).assign(budget=0, chosen=True)
+    """Learning rates in words by budget and method, one or one for each domain; the main budget's under 0."""
+    main = read_csv(results, "06_ranks/lr.csv", ("arm", "learning_rate")).assign(budget=0, domain="")
     path = Path(results, "06_ranks/budget_rates.csv")
-    other = pd.read_csv(path) if path.is_file() else main[:0]
+    other = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     rates = pd.concat([main, other[other["chosen"]]]) if len(other) else main
-    return rates.drop_duplicates(["budget", "arm"]).set_index(["budget", "arm"])["learning_rate"]
+    places = {name: place for place, name in enumerate(ordered(rates["domain"], DOMAINS))}
+    rates = rates.sort_values("domain", key=lambda names: names.map(places))
+    told = rates["learning_rate"].map(lambda rate: format_number(rate, "learning_rate"))
+    return told.groupby([rates["budget"], rates["arm"]]).agg(lambda own: " / ".join(dict.fromkeys(own)))
 
 
 RANK_TABLES = {"rank_budgets": rank_budgets_table, "rank_tests": rank_tests_table, "ranks": ranks_table}

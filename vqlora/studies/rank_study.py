@@ -132,27 +132,27 @@ _RATES = ["budget", "domain", "arm", "bits", "learning_rate", "metric", "value",
 
 def tuned(there: RankSettings, sweep: Sequence[StoredRun], committed: Path) -> pd.DataFrame:
     """Learning rates of the methods at another budget, by validation NLL: budget, domain, arm, bits,
-    learning_rate, metric, value, chosen (the rate has the lowest mean over the domains).
+    learning_rate, metric, value, chosen (the lowest of a method on a domain).
 
-    From this profile's sweep there (`RankSettings.at`), else from the committed table of this form; a method
-    that is in neither keeps its rate at the main budget, with no loss.
+    From this profile's sweep there (`RankSettings.at`), else from the committed table of this form; where a
+    domain and method are in neither it is the rate of the main budget, with no loss.
     """
     rows = [(run.settings.domain, run.settings.method, run.settings.learning_rate, run.metrics["nll"])
             for run in sweep]  # fmt: skip
     table = pd.DataFrame(rows, columns=["domain", "arm", "learning_rate", "value"])
     table = table.groupby(["domain", "arm", "learning_rate"], as_index=False)["value"].mean()
     if sweep:
-        best = comparison.choose_rates(sweep).set_index("arm")["learning_rate"]
-        table["chosen"] = table["learning_rate"] == table["arm"].map(best)
+        table["chosen"] = table["value"] == table.groupby(["domain", "arm"])["value"].transform("min")
     elif committed.is_file():
         kept = pd.read_csv(committed)
         table = kept[kept["budget"] == there.budget].reindex(columns=[*table, "chosen"])
     bits = {arm.label or arm.arm: arm.bits for arm in there.arms}
     table = table[table["arm"].isin(bits)]
     asked = {arm.label or arm.arm: arm.learning_rate for arm in there.arms}
+    found = set(zip(table["domain"], table["arm"], strict=True))
     lacking = [{"domain": domain, "arm": arm, "learning_rate": rate, "value": math.nan, "chosen": True}
                for domain in there.domains for arm, rate in asked.items()
-               if arm not in set(table["arm"])]  # fmt: skip
+               if (domain, arm) not in found]  # fmt: skip
     table = pd.concat([part for part in (table, pd.DataFrame(lacking)) if len(part)], ignore_index=True)
     told = table.assign(budget=there.budget, bits=table["arm"].map(bits), metric="nll")
     return told.astype({"chosen": bool})[_RATES]
