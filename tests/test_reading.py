@@ -25,6 +25,7 @@ def footage(count=2, frames=16):
 
 
 def model_of(bits="nf4", adapter="lora", compute="fp32"):
+    torch.manual_seed(0)  # what peft draws
     model, tokenizer = lively()
     model = quantize.load_quantized(model, bits, compute_dtype=compute)
     if adapter == "lora":
