@@ -146,15 +146,14 @@ def tuned(there: RankSettings, sweep: Sequence[StoredRun], committed: Path) -> p
     elif committed.is_file():
         kept = pd.read_csv(committed)
         table = kept[kept["budget"] == there.budget].reindex(columns=[*table, "chosen"])
-    bits = {arm.label or arm.arm: arm.bits for arm in there.arms}
-    table = table[table["arm"].isin(bits)]
-    asked = {arm.label or arm.arm: arm.learning_rate for arm in there.arms}
+    arms = {arm.label or arm.arm: arm for arm in there.arms}
+    table = table[table["arm"].isin(arms)]
     found = set(zip(table["domain"], table["arm"], strict=True))
-    lacking = [{"domain": domain, "arm": arm, "learning_rate": rate, "value": math.nan, "chosen": True}
-               for domain in there.domains for arm, rate in asked.items()
-               if (domain, arm) not in found]  # fmt: skip
+    lacking = [{"domain": domain, "arm": name, "learning_rate": arm.learning_rate, "value": math.nan,
+                "chosen": True} for domain in there.domains for name, arm in arms.items()
+               if (domain, name) not in found]  # fmt: skip
     table = pd.concat([part for part in (table, pd.DataFrame(lacking)) if len(part)], ignore_index=True)
-    told = table.assign(budget=there.budget, bits=table["arm"].map(bits), metric="nll")
+    told = table.assign(budget=there.budget, bits=[arms[name].bits for name in table["arm"]], metric="nll")
     return told.astype({"chosen": bool})[_RATES]
 
 
