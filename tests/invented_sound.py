@@ -11,7 +11,7 @@ from vqlora.store import StoredRun
 from vqlora.studies import sound_study
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILE = load_profile("study", ROOT)
+PROFILE = load_profile("full", ROOT)
 SOUND = PROFILE.sound
 NLL = {"silent": 1.0, "sound": 0.8, "fixed": 0.81, "shuffled": 1.02, "gated": 0.8, "silent-8": 0.7}
 RIGHT = {"direction": {"sound": 0.9, "fixed": 0.9, "gated": 0.9, "silent-8": 0.9}}

@@ -73,10 +73,10 @@ def test_the_table_sets_new_seeds_beside_what_was_found_before(tmp_path):
 
 
 def test_seeds_clips_and_rates_are_none_that_a_choice_was_made_on_and_those_that_it_made():
-    study = load_profile("study", ROOT)
-    before = (study.main, study.temporal, study.ranks)
+    full = load_profile("full", ROOT)
+    before = (full.main, full.temporal, full.ranks)
     used = {seed for part in before for seed in (*part.seeds, *part.sweep_seeds)}
-    assert PROFILE.data.seed != study.data.seed
+    assert PROFILE.data.seed != full.data.seed
     for part in PROFILE.confirm:
         assert len(part.seeds) == 10 and not used & set(part.seeds) and part.eval_part == "test"
     swept = pd.concat(pd.read_csv(ROOT / "results" / name) for name in

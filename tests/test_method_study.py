@@ -137,12 +137,11 @@ def test_corrections_and_verdicts_are_checked_family_by_family(tmp_path):
 
 def test_profiles_ask_for_every_method_of_the_comparison():
     wanted = {"full", "qlora", "dora", "houlsby", "prefix", "posttrain"}  # lora is in the main comparison
-    for name in ("study", "full"):
-        asked = load_profile(name, ROOT).methods
-        assert {arm.arm for arm in asked.arms} - {"lora"} == wanted
-        assert set(asked.domains) == {"language", "visual"}
-        swept = {run.method for run in asked.sweep_runs()}
-        assert swept == {arm.name.rpartition("-")[0] for arm in asked.arms if arm.arm != "posttrain"}
+    asked = load_profile("full", ROOT).methods
+    assert {arm.arm for arm in asked.arms} == wanted
+    assert set(asked.domains) == {"language", "visual"}
+    swept = {run.method for run in asked.sweep_runs()}
+    assert swept == {arm.name.rpartition("-")[0] for arm in asked.arms if arm.arm != "posttrain"}
     assert load_profile("cpu", ROOT).methods is None and load_profile("smoke", ROOT).methods
     own_code = wanted - {"full", "qlora", "dora"}
     assert own_code <= set(ARM_MODULES), "a change of its code reruns an arm"

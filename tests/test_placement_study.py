@@ -133,7 +133,7 @@ def test_fewer_clips_are_those_of_one_arm_with_the_same_steps():
         ScalingSettings(clips=[10, 10])
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "study", "full"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "full"])
 def test_profiles_have_the_arm_that_parts_are_compared_with(name):
     profile = load_profile(name, ROOT)
     runs = profile.placement.runs()

@@ -178,7 +178,7 @@ def test_figures_and_tables_are_made_of_the_results(tmp_path):
     assert "| Cell | Name of an object | 50.0 | 25.0 | 30.0 |" in text["looks"]
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "study", "full"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "full"])
 def test_profiles_look_at_a_gated_model_of_rendered_clips(name):
     profile = load_profile(name, ROOT)
     run = profile.qualitative.run("there")

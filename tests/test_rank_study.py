@@ -150,7 +150,7 @@ def test_profiles_compare_methods_at_one_budget(name):
 
 
 def test_other_budgets_may_have_fewer_methods():
-    ranks = load_profile("study", ROOT).ranks
+    ranks = load_profile("full", ROOT).ranks
     assert {run.method for run in ranks.at(ranks.more_budgets[0]).runs()} == set(ranks.more_arms)
     with pytest.raises(ValueError, match="more_arms: 'nobody' is no arm's label; allowed: uniform"):
         RankSettings(**{**ranks.model_dump(), "more_arms": ("nobody",)})
@@ -159,7 +159,7 @@ def test_other_budgets_may_have_fewer_methods():
 
 
 def test_other_budgets_are_tuned_around_the_rates_of_the_main_one():
-    ranks = load_profile("study", ROOT).ranks
+    ranks = load_profile("full", ROOT).ranks
     small, large = sorted(ranks.more_budgets)
     assert {run.learning_rate for run in ranks.at(small).sweep_runs()} == {0.01, 0.02}
     found = ranks.at(large, {"eva-nf4": 0.03})
@@ -173,7 +173,7 @@ def test_other_budgets_are_tuned_around_the_rates_of_the_main_one():
 
 
 def test_a_method_takes_the_rate_that_is_best_on_a_domain(tmp_path):
-    ranks = load_profile("study", ROOT).ranks
+    ranks = load_profile("full", ROOT).ranks
     there = ranks.at(51_072)
     loss = {("language", 0.01): 1.0, ("language", 0.02): 1.1, ("visual", 0.01): 0.8, ("visual", 0.02): 0.6}
     sweep = [StoredRun("key", run, {"nll": loss[run.domain, run.learning_rate]}, {}, {}, tmp_path)

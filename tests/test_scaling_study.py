@@ -167,5 +167,5 @@ def test_the_five_bases_grow_and_are_tuned_as_the_arm_is():
     assert {one.method for one in tried} == set(folders) and {one.eval_part for one in tried} <= {"val"}
     assert not {one.seed for one in tried} & {one.seed for one in runs}
     assert base_sizes.train_bases(ScalingSettings(), profile.base, "nowhere", "own") == {}
-    medium = ScalingSettings(bases=[size for size in profile.scaling.bases if size.name == "m"])
-    assert base_sizes.train_bases(medium, profile.base, "nowhere", "own") == {"m": "own"}
+    released = ScalingSettings(bases=[size for size in profile.scaling.bases if size.name == "l"])
+    assert base_sizes.train_bases(released, profile.base, "nowhere", "own") == {"l": "own"}

@@ -104,7 +104,7 @@ def test_a_profile_whose_clips_have_no_sound_is_refused():
     values = {key: PROFILE.model_dump(mode="json")[key] for key in ("name", "data", "sound")}
     values["data"] |= {"audio": False}
     with pytest.raises(ConfigError, match="sound: data.audio is false"):
-        parse(Profile, values, "study.yaml")
+        parse(Profile, values, "full.yaml")
     values["data"] |= {"audio": True, "domains": {"source": {"val": 512}}}
     with pytest.raises(ConfigError, match="sound.domains: 'visual' is not in data.domains; allowed: source"):
-        parse(Profile, values, "study.yaml")
+        parse(Profile, values, "full.yaml")

@@ -45,7 +45,7 @@ def gpu_table(results: Path) -> Table:
 def claims_map(results: Path) -> Table:
     """Every claim of `paper/claims.yaml`: what was found, verdict, notebook, the time that takes, key.
 
-    The time is what the profile states that the results are of, or `full` where that alone runs the notebook.
+    The time is what the profile states that the results are of, or `full` where there are none.
     """
     results = Path(results)
     root, rows = results.parent, []

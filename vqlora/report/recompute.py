@@ -97,7 +97,7 @@ def _more_tests(results: Path) -> pd.DataFrame:
     from vqlora.studies.method_study import judge
 
     # The bootstrap draws claim after claim: in the order of the profile that they were made with.
-    methods = load_profile("study", Path(__file__).resolve().parents[2]).methods
+    methods = load_profile("full", Path(__file__).resolve().parents[2]).methods
     return judge(methods, _kept_runs(results, "03_main", "more_cost.csv"))
 
 
