@@ -129,6 +129,9 @@ def test_settings_of_a_model_and_the_arms_at_each():
     model = CostModel(model="m", frames=(4, 8), at=8, ranks=(2,))
     assert [(case["frames"], case["rank"]) for case in model.cases()] == [(8, 8), (4, 8), (8, 2)]
     assert arms_of(model, model.cases()[0], STEP_ARMS) == list(STEP_ARMS)
+    longer = model.model_copy(update={"rounds_at": 9})
+    assert [longer.rounds_of(case) for case in longer.cases()] == [9, model.rounds, model.rounds]
+    assert {model.rounds_of(case) for case in model.cases()} == {model.rounds}
     assert arms_of(model, model.cases()[2], STEP_ARMS) == ["qlora", "vqlora+lean"]
     assert set(STEP_ARMS) <= set(ARMS)
     with pytest.raises(ValueError, match="at: 16; allowed: one of frames, 4, 8"):
@@ -146,6 +149,15 @@ def test_ratios_are_taken_within_a_round():
     assert table.loc["peak_bytes", "median"] == 0.4 and table.loc["total_bytes", "median"] == 100 / 160
     of_arms = costs(steps, times).set_index("arm")
     assert of_arms.loc["vqlora+lean", "tokens_per_s"] == pytest.approx(60 / 3.5)
+
+
+def test_the_interval_of_a_median_has_the_ranks_that_hold_it():
+    steps = pd.DataFrame([step("qlora"), step("vqlora+lean")])
+    rounds = range(1, 10)
+    times = pd.DataFrame([*(clock("qlora", number, 1.0) for number in rounds),
+                          *(clock("vqlora+lean", number, float(number)) for number in rounds)])  # fmt: skip
+    row = ratios(steps, times, against=["qlora"]).set_index("what").loc["cpu_s"]
+    assert row[["low", "median", "high", "rounds"]].tolist() == [2, 5, 8, 9], "held in 96% of samples of nine"
 
 
 def test_growth_finds_the_line_and_the_exponent():

@@ -4,9 +4,9 @@
     measure_rounds("SmolVLM-135M", ["qlora", "full"], frames=16, rounds=3, work="build/bench")      # seconds
 
 Bytes are taken in a process of its own each (`vqlora.cost.apart`), so that a resident set holds nothing of
-others. Seconds are taken in one process, a step of every arm in turn: round i of two arms is a pair that met
-the same machine. Both train with the stock Trainer, after a first step that is not counted. Costs do not
-depend on what the weights say, so models are made from their configurations.
+others. Seconds are taken in one process, two steps of every arm in turn, of which the second counts: round i
+of two arms is a pair that met the same machine. Both train with the stock Trainer. Costs do not depend on
+what the weights say, so models are made from their configurations.
 """
 
 from __future__ import annotations
@@ -97,8 +97,10 @@ def measure_rounds(
 ) -> list[dict]:  # fmt: skip
     """Seconds of a step of every arm in turn, `rounds` times after one that is not counted, in this process.
 
-    Arms go forwards in one round and backwards in the next. Returns rows of settings, arm, round, cpu_s (all
-    threads of the process) and wall_s.
+    An arm takes two steps each time, and the second counts: the first also pays for memory that the arm
+    before it gave back, which nobody pays in a training of one arm. Arms go forwards in one round and
+    backwards in the next. Returns rows of settings, arm, round, cpu_s (all threads of the process) and
+    wall_s.
     """
     source, arms = prepare_source(model, work), list(arms)
     made = {arm: build_arm(arm, source, rank, dtype) for arm in arms}
@@ -107,7 +109,7 @@ def measure_rounds(
     rows = []
     for number in range(rounds + 1):
         for arm in arms if number % 2 else arms[::-1]:
-            clock, _ = train(made[arm], inputs[arm], optimizers[arm], arm)
+            clock, _ = train(made[arm], inputs[arm], optimizers[arm], arm, steps=2)
             rows.append({"model": model, "frames": frames, "rank": rank, "batch": batch, "arm": arm,
                          "round": number, "cpu_s": clock.cpu_s, "wall_s": clock.wall_s})  # fmt: skip
     return [row for row in rows if row["round"]]
@@ -165,18 +167,18 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
 
 
 def train(
-    model: nn.Module, inputs: dict[str, Tensor], optimizer: torch.optim.Optimizer, arm: str
+    model: nn.Module, inputs: dict[str, Tensor], optimizer: torch.optim.Optimizer, arm: str, steps: int = 1
 ) -> tuple[_Clock, float]:
-    """(clock, loss) of one step of the stock Trainer on one batch."""
+    """(clock of the last, loss of the first) of `steps` steps of the stock Trainer on one batch."""
     clock, rows = _Clock(), len(inputs["input_ids"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=1, per_device_train_batch_size=rows, report_to="none", save_strategy="no",
+            folder, max_steps=steps, per_device_train_batch_size=rows, report_to="none", save_strategy="no",
             disable_tqdm=True, logging_steps=1, dataloader_pin_memory=False, remove_unused_columns=False,
             use_cpu=inputs["input_ids"].is_cpu, gradient_checkpointing="ckpt" in arm,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )  # fmt: skip
-        trainer = Trainer(model, arguments, _Same(inputs), _Rows(rows), callbacks=[clock],
+        trainer = Trainer(model, arguments, _Same(inputs), _Rows(steps * rows), callbacks=[clock],
                           optimizers=(optimizer, None))  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -205,7 +207,7 @@ class _Same:
 
 
 class _Clock(TrainerCallback):
-    """CPU (all threads of this process) and wall seconds of the optimizer step."""
+    """CPU (all threads of this process) and wall seconds of the last optimizer step."""
 
     cpu_s = wall_s = 0.0
 

@@ -50,7 +50,7 @@ def measure_times(
     models: Sequence[CostModel], arms: Sequence[str], *, kept: str | Path, say: Say = lambda _: None
 ) -> pd.DataFrame:
     """Rows of `measure_rounds` for every setting of the models, one setting at a time."""
-    asked = [{**case, "arms": arms_of(model, case, arms), "rounds": model.rounds}
+    asked = [{**case, "arms": arms_of(model, case, arms), "rounds": model.rounds_of(case)}
              for model in models for case in model.cases()]  # fmt: skip
     rows = apart(measure_rounds, asked, kept=kept, say=say)
     return pd.DataFrame([row for part in rows for row in part])

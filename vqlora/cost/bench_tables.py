@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +38,9 @@ def ratios(
 ) -> pd.DataFrame:
     """Each arm over others: setting, arm, against, what, median, low, high, rounds.
 
-    Seconds are paired by round; low and high are the extremes over rounds. Bytes and FLOPs are the same in
-    all rounds.
+    Seconds are paired by round; low and high hold the median with 95%, whatever the distribution (order
+    statistics), and are the extremes where five rounds or fewer can give none. Bytes and FLOPs are the same
+    in all rounds.
     """
     once = ("peak_bytes", "total_bytes", "static_bytes", "resident_bytes", "flops")
     found = []
@@ -53,10 +54,17 @@ def ratios(
                 pairs |= {what: [arms.loc[above, what] / arms.loc[below, what]] for what in once}
                 for what, values in pairs.items():
                     if len(values):
+                        low, high = _around_median(values)
                         row = {"arm": above, "against": below, "what": what, "median": np.median(values),
-                               "low": min(values), "high": max(values), "rounds": len(values)}  # fmt: skip
+                               "low": low, "high": high, "rounds": len(values)}  # fmt: skip
                         found.append({**dict(zip(SETTING, setting, strict=True)), **row})
     return pd.DataFrame(found)
+
+
+def _around_median(values: Sequence[float]) -> tuple[float, float]:
+    """The exact 95% interval of the median by order statistics; the extremes where there is none."""
+    found = stats.quantile_test(values, q=np.median(values), p=0.5).confidence_interval(0.95)
+    return (found.low, found.high) if np.isfinite(found.low) else (min(values), max(values))
 
 
 def growth(table: pd.DataFrame, along: str) -> pd.DataFrame:
@@ -99,7 +107,7 @@ def cost_summary(
     (`grown`); `answers` the main model's."""
     here, compared = (_at(frame, main) for frame in (table, ratios))
     said = {"model": main.model, "frames": main.at, "rank": main.rank, "clips": main.batch,
-            "tokens_count": here["tokens"].iloc[0], "rounds_count": main.rounds}  # fmt: skip
+            "tokens_count": here["tokens"].iloc[0], "rounds_count": compared["rounds"].max()}  # fmt: skip
     rows = [("main", "all", metric, value, None, None) for metric, value in said.items()]
     told = {name: name for name in ("cpu_s", "static_bytes", "peak_bytes", "total_bytes", "resident_bytes")}
     told |= {"flops": "step_flops", "tokens_per_s": "tokens_per_second"}

@@ -24,12 +24,18 @@ class CostModel(Settings):
     rank: int = Field(8, ge=1)
     ranks: tuple[int, ...] = ()                              # others
     rounds: int = Field(3, ge=1)                             # of timed steps, every arm once in each
+    rounds_at: int | None = Field(None, ge=1)                # where aims are read; None: as many
 
     @model_validator(mode="after")
     def _usable(self) -> CostModel:
         if self.at not in self.frames:
             raise ValueError(f"at: {self.at}; allowed: one of frames, {', '.join(map(str, self.frames))}")
         return self
+
+    def rounds_of(self, case: dict[str, Any]) -> int:
+        """How many rounds a setting of `cases` is timed for."""
+        aims = case["frames"] == self.at and case["rank"] == self.rank
+        return self.rounds_at if aims and self.rounds_at else self.rounds
 
     def cases(self) -> tuple[dict[str, Any], ...]:
         """(model, batch, frames, rank) of every setting, that of the aims first."""

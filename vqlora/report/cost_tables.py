@@ -83,7 +83,7 @@ def step_costs_table(results: Path) -> Table:
 
 
 def step_ratios_table(results: Path) -> Table:
-    """Our lean step against plain QLoRA and full fine-tuning in every setting: medians, extremes of time."""
+    """Our lean step against plain QLoRA and full fine-tuning in every setting: medians, intervals of time."""
     columns = ("model", "frames", "rank", "arm", "against", "what", "median", "low", "high")
     frame = read_csv(results, "04_cost/ratios.csv", columns)
     frame = frame[frame["arm"] == "vqlora+lean"].set_index(["model", "rank", "frames", "against", "what"])

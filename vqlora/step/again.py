@@ -45,22 +45,41 @@ class _Unit(torch.autograd.Function):
     """act(gate) · up; its backward makes the activation again, and not the product."""
 
     @staticmethod
-    def forward(ctx, act: Callable, gate: Tensor, up: Tensor):
+    def forward(ctx, active: _Active, gate: Tensor, up: Tensor):
         ctx.save_for_backward(gate, up)
-        device = gate.device.type
-        enabled = torch.is_autocast_enabled(device)
-        ctx.act, ctx.autocast = act, (device, torch.get_autocast_dtype(device), enabled)
-        return act(gate) * up
+        ctx.active = active
+        return active.act(gate) * up
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         gate, up = ctx.saved_tensors
-        device, dtype, enabled = ctx.autocast
-        with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled):
-            of = gate.detach().requires_grad_()
-            active = ctx.act(of)
+        of, active = ctx.active.take(gate)
         grad_gate = torch.autograd.grad(active, of, grad * up)[0] if ctx.needs_input_grad[1] else None
         return None, grad_gate, grad * active.detach() if ctx.needs_input_grad[2] else None
+
+
+class _Active:
+    """act(gate) as backward makes it, once: for the layer that read the product, then for the unit itself."""
+
+    def __init__(self, act: Callable, device: str) -> None:
+        self.act, self.made = act, None
+        enabled = torch.is_autocast_enabled(device)
+        self.autocast = device, torch.get_autocast_dtype(device), enabled
+
+    def product(self, gate: Tensor, up: Tensor) -> Tensor:
+        self.made = self._make(gate)
+        return self.made[1].detach() * up
+
+    def take(self, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """(gate, act(gate)) with a graph between them; they are kept no longer."""
+        made, self.made = self.made or self._make(gate), None
+        return made
+
+    def _make(self, gate: Tensor) -> tuple[Tensor, Tensor]:
+        device, dtype, enabled = self.autocast
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled):
+            of = gate.detach().requires_grad_()
+            return of, self.act(of)
 
 
 def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -131,8 +150,8 @@ def _gated_unit(module: nn.Module, x: Tensor) -> Tensor:
     plain = partial(type(act).forward, act) if isinstance(act, nn.Module) else act
     if not _keeps_graph(module, gate):
         return module.down_proj(plain(gate) * up)
-    unit = _Unit.apply(plain, gate, up)
-    return module.down_proj(_remember(unit, lambda gate, up: plain(gate) * up, gate, up))
+    active = _Active(plain, gate.device.type)
+    return module.down_proj(_remember(_Unit.apply(active, gate, up), active.product, gate, up))
 
 
 def _keeps_graph(module: nn.Module, x: Tensor) -> bool:
