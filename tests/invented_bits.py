@@ -58,6 +58,7 @@ def _summary(folder: Path) -> None:
         )
     ]
     claims = [("stated", size, "verdict", "denied") for size in ("0.5b", "0.6b", "1b", "3b", "7b")]
+    claims += [("tuned", "all", "seeds_count", 5)]
     claims += [
         ("stated", "all", f"{word}_count", n)
         for word, n in (("supported", 0), ("denied", 5), ("undecided", 0))

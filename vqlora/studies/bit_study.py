@@ -171,11 +171,13 @@ def judge_bits(frozen: Sequence[StoredRun], tuned: Sequence[StoredRun], margin_n
 
 def bit_summary(frozen: Sequence[StoredRun], tuned: Sequence[StoredRun], held: pd.DataFrame) -> pd.DataFrame:
     """Keyed numbers: domain, arm, metric, value, low, high. Domain `held` has what each base holds, mean over
-    draws; `source` the frozen base, the others tuned ones."""
+    draws; `source` the frozen base, the others tuned ones; `tuned` how many seeds those have."""
     scores = pd.concat([comparison.summarise(runs, metrics=METRICS) for runs in (frozen, tuned)])
     means = held.groupby("label", sort=False)[["weight_bytes", "constant_bytes", "linear_bits"]].mean()
     rows = means.rename_axis("arm").reset_index().melt("arm", var_name="metric").assign(domain="held")
-    return pd.concat([scores[scores["metric"].isin(METRICS)], rows])[
+    seeds = {"domain": "tuned", "arm": "all", "metric": "seeds_count",
+             "value": len({run.settings.seed for run in tuned})}  # fmt: skip
+    return pd.concat([scores[scores["metric"].isin(METRICS)], rows, pd.DataFrame([seeds])])[
         ["domain", "arm", "metric", "value", "low", "high"]
     ]
 
