@@ -29,7 +29,7 @@ from vqlora.files import write_atomic
 KEY = re.compile(r"[a-z0-9][a-z0-9_.+\-]*\Z")
 INTERVAL = ("low", "high")
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider")
-PLAIN = ("nll", "loss", "margin", "perplexity", "difference", "gain")
+PLAIN = ("nll", "loss", "margin", "perplexity", "difference", "gain", "ratio")
 COUNTS = (
     "cells",
     "clips",
