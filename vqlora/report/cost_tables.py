@@ -154,7 +154,7 @@ def answers_table(results: Path) -> Table:
 
 
 def aims_table(results: Path) -> Table:
-    """The aims, set before anything was measured, by the dtype of products: ratio, spread, limit, verdict."""
+    """The aims, set before anything was measured, by dtype of products: ratio, interval, limit, verdict."""
     columns = ("dtype", "aim", "value", "low", "high", "limit", "verdict", "arm", "against")
     frame = read_csv(results, "04_cost/dtypes.csv", columns).set_index(["dtype", "aim"])
     rows = []
@@ -163,10 +163,11 @@ def aims_table(results: Path) -> Table:
         for place, (aim, name) in enumerate(AIMS.items()):
             row = frame.loc[(dtype, aim)]
             compared = f"{label(row['arm'], STEP_ARMS)} to {label(row['against'], STEP_ARMS)}"
-            spread = f"[{row['low']:.2f}, {row['high']:.2f}]"
-            rows.append((DTYPES[dtype] if place == 0 else "", name, compared, f"{row['value']:.2f}", spread,
-                         f"{row['limit']:g}", row["verdict"]))  # fmt: skip
-    heads = ("Products", "Aim", "Ratio of", "Measured", "Spread", "At most", "Verdict")
+            once = row["low"] == row["high"]  # memory is the same in every round
+            rows.append((DTYPES[dtype] if place == 0 else "", name, compared, f"{row['value']:.3f}",
+                         "--" if once else f"[{row['low']:.3f}, {row['high']:.3f}]", f"{row['limit']:g}",
+                         row["verdict"]))  # fmt: skip
+    heads = ("Products", "Aim", "Ratio of", "Measured", "Interval", "At most", "Verdict")
     return Table(heads, tuple(rows), left=3)
 
 
