@@ -23,7 +23,7 @@ from vqlora.report.paper import results_dir
 from vqlora.report.seal import write_seal
 from vqlora.store import RunStore, whole_file
 
-EXAMPLES_BYTES = 40_000_000  # of rows per example that the reference keeps, all notebooks together
+EXAMPLES_BYTES = 48_000_000  # of rows per example that the reference keeps, all notebooks together
 KEPT = (".csv", ".json", ".png")
 
 
