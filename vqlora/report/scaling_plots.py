@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,7 +11,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vqlora.report.cells import DOMAINS, label, ordered, read_csv
-from vqlora.report.scaling_tables import ARM_NAMES, AXES, CURVES, FOLDER, RECIPES, distinct, fitted
+from vqlora.report.scaling_tables import (
+    ARM_NAMES,
+    AXES,
+    CURVES,
+    FOLDER,
+    RECIPES,
+    distinct,
+    fitted,
+    size_name,
+)
 
 LOOKS = {"language": ("#0072B2", "o"), "visual": ("#D55E00", "s"), "targets": ("#009E73", "D"),
          "source": ("#CC79A7", "^")}  # fmt: skip
@@ -39,7 +49,7 @@ def scaling_fits(results: Path) -> Figure:
             curve = own[own["domain"] == domain].sort_values("x")
             law = fits[(fits["axis"] == axis) & (fits["domain"] == domain)]
             names[domain] = _curve(panel, curve, law, domain)
-        panel.set(title=label(axis, AXES), xscale="log")
+        panel.set(title=textwrap.fill(label(axis, AXES), 12), xscale="log")
         panel.set_xticks(*_sizes(own["x"]), fontsize=5.5)
         panel.minorticks_off()
         panel.tick_params(axis="y", labelsize=6.5)
@@ -54,10 +64,10 @@ def scaling_fits(results: Path) -> Figure:
 def _sizes(x: pd.Series) -> tuple[list[float], list[str]]:
     """A tick at each size, named unless the next name would touch it."""
     ticks, names, last = sorted(x.unique(), reverse=True), [], np.inf
-    apart = 0.13 * np.log(max(x) / min(x))
+    apart = 0.22 * np.log(max(x) / min(x))
     for size in ticks:
         shown = np.log(last / size) > apart
-        names.append((f"{size:.2g}" if size < 10 else f"{size:,.0f}") if shown else "")
+        names.append(size_name(size) if shown else "")
         last = size if shown else last
     return ticks, names
 

@@ -25,6 +25,17 @@ ARM_NAMES = {**ARMS, **RANK_NAMES, **MIXED, **PLACEMENT_NAMES}
 RECIPES = {"main": "recipe of 03", "ranks": "recipe of 06", "placement": "recipe of 09"}
 
 
+def size_name(x: float) -> str:
+    """A size as ticks and tables name it.
+
+    >>> [size_name(x) for x in (2.5, 64, 1200, 456_712, 8_100_056)]
+    ['2.5', '64', '1,200', '0.46M', '8.1M']
+    """
+    if x >= 1e5:
+        return f"{x / 1e6:.2g}M"
+    return f"{x:.2g}" if x < 10 else f"{x:,.0f}"
+
+
 def scaling_table(results: Path) -> Table:
     """Every fitted curve: sizes, exponent, whether sizes determine it, and how the largest is foretold."""
     frame, points = fitted(results), read_csv(results, f"{FOLDER}/points.csv", ("axis", "domain", "x"))
@@ -33,12 +44,12 @@ def scaling_table(results: Path) -> Table:
         of_axis = frame[frame["axis"] == axis]
         for domain in ordered(of_axis["domain"], CURVES):
             own = of_axis[of_axis["domain"] == domain].set_index("metric")
-            span = ends.loc[(axis, domain)]
+            low, high, count = ends.loc[(axis, domain)]
             exponent, gain = own.loc["exponent"], own.loc["gain_nll"]
             errors = (own.loc[name, "value"] for name in ("misfit_nll", "held_nll", "naive_nll"))
             rows.append((
                 label(axis, AXES), label(domain, CURVES),
-                f"{span['size']:g} from {span['min']:,.3g} to {span['max']:,.4g}".replace(",", r"\,"),
+                f"{count:g} from {size_name(low)} to {size_name(high)}".replace(",", r"\,"),
                 _between(exponent, "exponent"), own.loc["state", "value"],
                 *(format_number(float(error), "held_nll") for error in errors),
                 _between(gain, "gain_nll"), latex_text(gain["verdict"]),
