@@ -139,7 +139,7 @@ def test_tables_and_figures_tell_of_laws_and_fronts(tmp_path):
     assert "Fusion" not in text["pick"], "another arm is as cheap and better"
     assert "| Visual shift | s | 1000000 |" in text["bases"] and "supported" in text["bases"]
     figure = scaling_fits(tmp_path / "results")
-    assert [panel.get_title() for panel in figure.axes] == [
+    assert [panel.get_title().replace("\n", " ") for panel in figure.axes] == [
         "Ranks of each layer", "Training clips", "Parameters of the base"]  # fmt: skip
     assert len(pareto(tmp_path / "results").axes) == 4 * 3
     plt.close("all")
