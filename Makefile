@@ -5,7 +5,7 @@
 #   make smoke             the whole chain on tiny settings, into build/smoke/
 #   make 03                one notebook and what it needs; 00 to 13, 16, 90, 91. 02 trains the base anew.
 #   make confirm           notebook 15: the primary claims on ten new seeds and new clips, an hour and a half
-#   make 16 PROFILE=full  an audio stream beside the frames, ten minutes
+#   make 16 PROFILE=full   an audio stream beside the frames, ten minutes
 #   make small             notebook 14 at real size: SmolLM2-135M as decoder, about an hour
 #   make 14 PROFILE=gpu    checkpoints of the hub on published data, on a GPU
 #   make gpu-check         is everything that needs a GPU in order on this one? Writes results/gpu_check.csv
