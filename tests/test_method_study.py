@@ -54,20 +54,27 @@ def made() -> dict[str, pd.DataFrame]:
     return method_study.tables(methods(), runs, ["language", "visual"], values=column)
 
 
-def test_what_is_quantized_afterwards_trains_at_the_rate_of_full_fine_tuning(tmp_path):
-    asked = method_study.sweep_of(methods(), "released")
-    assert [(run.method, run.eval_part) for run in asked] == [("full", "val")] * 2 + [("qlora", "val")]
-    sweep = [run(settings, 1e3 * settings.learning_rate) for settings in asked]
+def test_every_domain_has_rates_of_its_own_and_what_is_quantized_afterwards_those_of_full_fine_tuning(tmp_path):
+    both = methods(domains=["language", "visual"])
+    asked = method_study.sweep_of(both, "released")
+    assert [(run.method, run.eval_part) for run in asked] == ([("full", "val")] * 2 + [("qlora", "val")]) * 2
+    best = {"language": 2e-3, "visual": 1e-3}
+    sweep = [run(settings, abs(settings.learning_rate - best[settings.domain])) for settings in asked]
     for made, origin in ((sweep, "sweep"), ([], "committed sweep")):
-        rates = method_study.settle(methods(), made, tmp_path / f"{origin}.csv", tmp_path / "sweep.csv")
-        found = {row.arm: (row.learning_rate, row.origin) for row in rates.itertuples()}
-        assert found["full"] == found["posttrain-nf4"] == found["posttrain-int8"] == (1e-3, origin)
-        assert found["qlora"] == (1e-2, origin) and found["prefix"] == (1e-2, "profile")
-    used = {run.method: run.learning_rate for run in method_study.runs_of(methods(), rates, "released")}
-    assert used == {arm: rate for arm, (rate, _) in found.items()}
-    table = method_study.sweep_table(methods(), sweep, rates, tmp_path / "none.csv")
-    assert table.set_index(["arm", "learning_rate"])["chosen"].to_dict() == {
-        ("full", 1e-3): True, ("full", 2e-3): False, ("qlora", 1e-2): True}  # fmt: skip
+        rates = method_study.settle(both, made, tmp_path / f"{origin}.csv", tmp_path / "sweep.csv")
+        found = {(row.domain, row.arm): (row.learning_rate, row.origin) for row in rates.itertuples()}
+        for domain, rate in best.items():
+            for arm in ("full", "posttrain-nf4", "posttrain-int8"):
+                assert found[domain, arm] == (rate, origin)
+            assert found[domain, "qlora"] == (1e-2, origin) and found[domain, "prefix"] == (1e-2, "profile")
+    asked = method_study.runs_of(both, rates, "released")
+    assert {(run.domain, run.method): run.learning_rate for run in asked} == {
+        named: rate for named, (rate, _) in found.items()}  # fmt: skip
+    table = method_study.sweep_table(both, sweep, rates, tmp_path / "none.csv")
+    assert table.set_index(["domain", "arm", "learning_rate"])["chosen"].to_dict() == {
+        ("language", "full", 1e-3): False, ("language", "full", 2e-3): True, ("language", "qlora", 1e-2): True,
+        ("visual", "full", 1e-3): True, ("visual", "full", 2e-3): False, ("visual", "qlora", 1e-2): True,
+    }  # fmt: skip
 
 
 def test_each_method_is_held_against_qlora_and_what_is_quantized_afterwards_against_itself(made):

@@ -1,6 +1,6 @@
 """What notebook 03 asks beside its main comparison: more methods by one short recipe, each against QLoRA.
 
-    rates = settle(methods, sweep, own, committed)    # arm, bits, learning_rate, origin
+    rates = settle(methods, sweep, own, committed)    # domain, arm, bits, learning_rate, origin
     runs = run_grid(runs_of(methods, rates, base), here.store, here.profile)
     for name, table in tables(methods, runs, domains).items(): ...    # results files by name
 
@@ -18,6 +18,7 @@ from vqlora import comparison
 from vqlora.config import RunSettings
 from vqlora.experiments import MainSettings
 from vqlora.store import StoredRun, cost_frame, results_frame
+from vqlora.studies import placement_study
 
 EXPERIMENT = "03_more"
 NAMES = {
@@ -34,7 +35,7 @@ WITH_BASE = "qlora"  # what every other method is held against
 AFTER = "full"  # what is quantized after its training
 COSTS = ("step_peak_bytes", "adapter_bytes", "quantized_bytes")  # counted, beside those of every summary
 SUMMARY = ["domain", "arm", "metric", "value", "low", "high"]
-RATES = ["arm", "bits", "learning_rate", "origin"]
+RATES = [*placement_study.RATED, "learning_rate", "origin"]
 TESTS = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
          "smallest_effect", "verdict", "family"]  # fmt: skip
 
@@ -51,33 +52,34 @@ def runs_of(methods: MainSettings | None, rates: pd.DataFrame, base: str) -> tup
     """Every run of the comparison, at the rates of `settle`."""
     if not methods:
         return ()
-    return methods.runs(comparison.rates_by_name(rates), base=base, experiment=EXPERIMENT)
+    return placement_study.rated(methods.runs(base=base, experiment=EXPERIMENT), rates)
 
 
 def settle(
     methods: MainSettings | None, sweep: Sequence[StoredRun], own: Path, committed: Path
 ) -> pd.DataFrame:
-    """The rate of every arm as `comparison.settle_rates` finds it: RATES.
+    """The rate of every arm on every domain as `placement_study.settle` finds it: RATES.
 
-    Arms that quantize after full fine-tuning train as it does and take its rate.
+    Methods as unlike as these want rates that differ by domain: one for both would favour those that do not
+    mind. Arms that quantize after full fine-tuning train as it does and take its rate.
     """
     if not methods:
         return pd.DataFrame(columns=RATES)
-    rates = comparison.settle_rates(methods, sweep, own, committed)
-    full = rates[rates["arm"] == AFTER]
-    for place, arm in enumerate(methods.arms):
-        if arm.arm == "posttrain" and len(full):
-            rates.loc[place, ["learning_rate", "origin"]] = full.iloc[0][["learning_rate", "origin"]].tolist()
+    rates = placement_study.settle(methods, sweep, own, committed)
+    after = rates["arm"].isin([arm.label or arm.arm for arm in methods.arms if arm.arm == "posttrain"])
+    for domain, full in rates[rates["arm"] == AFTER].set_index("domain").iterrows():
+        taken = ["learning_rate", "origin"]
+        rates.loc[after & (rates["domain"] == domain), taken] = full[taken].tolist()
     return rates
 
 
 def sweep_table(
     methods: MainSettings | None, sweep: Sequence[StoredRun], rates: pd.DataFrame, committed: Path
 ) -> pd.DataFrame:
-    """Every swept rate with its validation loss, as `comparison.sweep_table`; empty without a section."""
+    """Every swept rate with its validation loss, as `placement_study.sweep_table`; empty without a section."""
     if not methods:
         return pd.DataFrame(columns=["domain", "arm", "learning_rate", "metric", "value", "chosen"])
-    return comparison.sweep_table(sweep, rates, methods.domains, committed)
+    return placement_study.sweep_table(sweep, rates, committed)
 
 
 # -- results

@@ -16,7 +16,7 @@ import pandas as pd
 
 from vqlora import comparison, stats
 from vqlora.config import RunSettings
-from vqlora.experiments import PlacementSettings
+from vqlora.experiments import MainSettings
 from vqlora.store import StoredRun, write_csv
 from vqlora.studies.rank_study import ranks_of
 
@@ -32,7 +32,7 @@ RATED = ["domain", "arm", "bits"]
 
 
 def settle(
-    placement: PlacementSettings, sweep: Sequence[StoredRun], own: Path, committed: Path
+    compared: MainSettings, sweep: Sequence[StoredRun], own: Path, committed: Path
 ) -> pd.DataFrame:
     """The learning rate of every arm on every domain: from this profile's sweep, else the committed one, else
     the profile. Returns domain, arm, bits, learning_rate, origin.
@@ -49,8 +49,8 @@ def settle(
     path = next((path for path in (own, committed) if path.is_file()), None)
     known = pd.read_csv(path) if path else pd.DataFrame(columns=[*RATED, "learning_rate"])
     word, rows = "sweep" if path == own else "committed sweep", []
-    for domain in placement.domains:
-        for arm in placement.arms:
+    for domain in compared.domains:
+        for arm in compared.arms:
             label = arm.label or arm.arm
             swept = known[(known["arm"] == label) & (known["bits"] == arm.bits)].set_index("domain")
             at = domain if domain in swept.index else next(iter(swept.index), None)
