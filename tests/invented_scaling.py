@@ -15,7 +15,12 @@ RECIPE = {"steps": 40, "batch_size": 16, "train_clips": 1200, "eval_part": "test
           "frames": 8, "compute_dtype": "fp32"}  # fmt: skip
 
 
-def write_arms(folder: Path, arms: dict[str, tuple[float, int]], **changed) -> None:
+def write_arms(
+    folder: Path,
+    arms: dict[str, tuple[float, int]],
+    files: tuple[str, ...] = ("runs", "cost", "summary"),
+    **changed,
+) -> None:
     """`runs.csv`, `cost.csv` and `summary.csv` of arms with these losses and trainable parameters."""
     folder.mkdir(parents=True, exist_ok=True)
     domains = ("language", "visual")
@@ -29,10 +34,10 @@ def write_arms(folder: Path, arms: dict[str, tuple[float, int]], **changed) -> N
             for cell in (("nll", nll, nll - 0.03, nll + 0.03), ("trainable_parameters", size, np.nan, np.nan),
                          ("train_bytes", 1e8 + 16.0 * size, np.nan, np.nan),
                          ("step_flops", 1e10 + 2.0 * size, np.nan, np.nan))]  # fmt: skip
-    write_csv(folder / "runs.csv", runs)
-    write_csv(folder / "cost.csv", runs[["domain", "arm", "seed"]].assign(**costs))
     columns = ["domain", "arm", "metric", "value", "low", "high"]
-    write_csv(folder / "summary.csv", pd.DataFrame(rows, columns=columns))
+    cost, summary = runs[["domain", "arm", "seed"]].assign(**costs), pd.DataFrame(rows, columns=columns)
+    for name, frame in zip(files, (runs, cost, summary), strict=True):
+        write_csv(folder / f"{name}.csv", frame)
 
 
 def write_placement(folder: Path) -> None:

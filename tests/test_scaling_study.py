@@ -123,6 +123,15 @@ def test_arms_of_the_same_recipe_share_one_chart(results):
     assert set(distinct(arms)["recipe"]) == {"main", "ranks"}, "06 has another recipe"
 
 
+def test_further_methods_of_03_stand_beside_arms_of_their_recipe(results):
+    further = {"full": (0.7, 3_218_064), "houlsby": (1.3, 20_000)}
+    write_arms(results / "03_main", further, ("more_runs", "more_cost", "more"))
+    arms = scaling_study.arms_by_cost(results).query("domain == 'visual'").set_index(["recipe", "notebook"])
+    assert set(arms.loc[("placement", "03_more"), "arm"]) == {"full", "houlsby"}
+    assert set(arms.loc[("main", "03_main"), "arm"]) == {"full", "qlora"}
+    assert ("main", "03_more") not in arms.index
+
+
 def test_what_was_computed_in_is_part_of_a_recipe(results):
     write_arms(results / "06_ranks", {"uniform": (1.1, 102_144)}, steps=60, compute_dtype="bf16")
     arms = distinct(scaling_study.arms_by_cost(results)).query("domain == 'visual'")

@@ -30,10 +30,11 @@ COSTS = {  # column: title, divisor
     "step_flops": ("GFLOP of a step", 1e9),
     "trainable_parameters": ("Trainable parameters", 1.0),
 }
-ORIGINS = {  # notebook: colour, marker, what its arms are
+ORIGINS = {  # notebook, or the further methods of 03: colour, marker, what its arms are
     "03_main": ("#000000", "s", "full, LoRA, QLoRA"),
+    "03_more": ("#009E73", "v", "further methods"),
     "06_ranks": ("#0072B2", "o", "allocations at one budget"),
-    "08_bits": ("#CC79A7", "D", "mixed bits"),
+    "08_bits": ("#CC79A7", "D", "LoRA by bits"),
     "09_rank_size_and_placement": ("#D55E00", "^", "sizes of rank, single parts"),
 }
 

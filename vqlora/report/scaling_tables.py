@@ -10,6 +10,7 @@ from vqlora.report.cells import ARMS, DOMAINS, Table, label, ordered, read_csv
 from vqlora.report.keys import ResultsError, format_interval, format_number, latex_text
 from vqlora.report.placement_tables import PLACEMENT_NAMES
 from vqlora.report.rank_tables import RANK_NAMES
+from vqlora.studies.method_study import NAMES
 
 FOLDER = "10_scaling"
 AXES = {
@@ -21,7 +22,8 @@ AXES = {
 }
 CURVES = {**DOMAINS, "targets": "Target domains"}
 MIXED = {f"mixed-{n}": f"NF4, {n}\\% of the way to 16 bits" for n in (10, 25, 50)}
-ARM_NAMES = {**ARMS, **RANK_NAMES, **MIXED, **PLACEMENT_NAMES}
+METHODS = {arm: name[0].upper() + name[1:] for arm, name in NAMES.items()}
+ARM_NAMES = {**METHODS, **ARMS, "bf16": ARMS["lora"], **RANK_NAMES, **MIXED, **PLACEMENT_NAMES}
 RECIPES = {"main": "recipe of 03", "ranks": "recipe of 06", "placement": "recipe of 09"}
 
 

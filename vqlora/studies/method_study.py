@@ -76,7 +76,7 @@ def settle(
 def sweep_table(
     methods: MainSettings | None, sweep: Sequence[StoredRun], rates: pd.DataFrame, committed: Path
 ) -> pd.DataFrame:
-    """Every swept rate with its validation loss, as `placement_study.sweep_table`; empty without a section."""
+    """Every swept rate with its validation loss, as `placement_study.sweep_table`; empty without methods."""
     if not methods:
         return pd.DataFrame(columns=["domain", "arm", "learning_rate", "metric", "value", "chosen"])
     return placement_study.sweep_table(sweep, rates, committed)

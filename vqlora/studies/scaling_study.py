@@ -25,9 +25,17 @@ COSTS = ("train_bytes", "step_flops", "trainable_parameters")
 RECIPE = ["steps", "batch_size", "train_clips", "eval_part", "eval_clips", "frames", "compute_dtype"]
 # Whose arms may share a chart.
 RECIPES = {"main": "03_main", "ranks": "06_ranks", "placement": "09_rank_size_and_placement"}
-COMPARED = ("03_main", "06_ranks", "08_bits", "09_rank_size_and_placement")
-# Of 08: arms of 03 again, with fewer seeds, and bits that are held in 16 bits to simulate them.
-LEFT_OUT = {"08_bits": ("bf16", "nf4", "int2", "int3")}
+# Where arms come from: of a notebook its runs, costs and summary; `03_more` are the further methods of 03.
+FILES = ("runs", "cost", "summary")
+COMPARED = {
+    "03_main": ("03_main", FILES),
+    "03_more": ("03_main", ("more_runs", "more_cost", "more")),
+    "06_ranks": ("06_ranks", FILES),
+    "08_bits": ("08_bits", FILES),
+    "09_rank_size_and_placement": ("09_rank_size_and_placement", FILES),
+}
+# Of 08: QLoRA once more, and bits that are held in 16 bits to simulate them.
+LEFT_OUT = {"08_bits": ("nf4", "int2", "int3")}
 
 
 @dataclass(frozen=True)
@@ -178,14 +186,15 @@ def overall(fitted: pd.DataFrame, bases: pd.DataFrame | None = None) -> pd.DataF
 
 
 def arms_by_cost(results: Path) -> pd.DataFrame:
-    """Every trained arm with its loss and its costs, in groups of one recipe: recipe, domain, notebook, arm,
-    seeds, nll, low, high, a column for each of COSTS, and `front_<cost>`: no arm of the recipe and domain is
-    at most as dear and as bad.
+    """Every trained arm with its loss and its costs, in groups of one recipe: recipe, domain, notebook (of
+    COMPARED), arm, seeds, nll, low, high, a column for each of COSTS, and `front_<cost>`: no arm of the
+    recipe and domain is at most as dear and as bad.
 
     recipe: a name of RECIPES, for all arms of any notebook that were trained and scored as that notebook's
     are; a notebook whose recipe is the same as another's so appears under both names.
     """
-    there = [name for name in COMPARED if (Path(results) / name / "cost.csv").is_file()]
+    there = [name for name, (folder, (_, cost, _)) in COMPARED.items()
+             if Path(results, folder, f"{cost}.csv").is_file()]  # fmt: skip
     found = pd.concat([_arms(Path(results), name) for name in there], ignore_index=True)
     parts = []
     for recipe, notebook in RECIPES.items():
@@ -201,8 +210,9 @@ def arms_by_cost(results: Path) -> pd.DataFrame:
 
 
 def _arms(results: Path, notebook: str) -> pd.DataFrame:
-    """Arms of one notebook: notebook, domain, arm, RECIPE, seeds, COSTS, nll, low, high."""
-    runs, cost, summary = (pd.read_csv(results / notebook / f"{n}.csv") for n in ("runs", "cost", "summary"))
+    """Arms of one of COMPARED: notebook, domain, arm, RECIPE, seeds, COSTS, nll, low, high."""
+    folder, files = COMPARED[notebook]
+    runs, cost, summary = (pd.read_csv(results / folder / f"{name}.csv") for name in files)
     by = ["domain", "arm"]
     nll = summary[summary["metric"] == "nll"].set_index(by)[["value", "low", "high"]].astype(float)
     seeds = runs.groupby(by)["seed"].nunique().rename("seeds")
