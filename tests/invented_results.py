@@ -329,12 +329,16 @@ def _main(folder: Path) -> None:
     ).to_csv(folder / "tests.csv", index=False)
     pd.DataFrame(
         [
-            ("frozen", "bf16", 0.0, "profile"),
-            ("full", "bf16", 1e-3, "sweep"),
-            ("lora", "bf16", 1e-2, "sweep"),
-            ("qlora", "nf4", 1e-2, "sweep"),
+            (domain, *rate)
+            for domain in DOMAINS
+            for rate in (
+                ("frozen", "bf16", 0.0, "profile"),
+                ("full", "bf16", 1e-3, "sweep"),
+                ("lora", "bf16", 1e-2, "sweep"),
+                ("qlora", "nf4", 1e-2, "sweep"),
+            )
         ],
-        columns=["arm", "bits", "learning_rate", "origin"],
+        columns=["domain", "arm", "bits", "learning_rate", "origin"],
     ).to_csv(folder / "lr.csv", index=False)
     pd.DataFrame(
         [

@@ -120,21 +120,15 @@ def setting(text: object, metric: str) -> str:
 
 
 def rates_table(results: Path) -> Table:
-    """The learning rate of each arm and where it comes from."""
-    frame = read_csv(results, "03_main/lr.csv", ("arm", "bits", "learning_rate", "origin"))
+    """The learning rate of each arm on each domain, and where it comes from."""
+    frame = read_csv(results, "03_main/lr.csv", ("domain", "arm", "bits", "learning_rate", "origin"))
     frame = frame[frame["arm"] != "frozen"]
-    return Table(
-        ("Method", "Learning rate", "From"),
-        tuple(
-            (
-                label(arm, ARMS),
-                format_number(row["learning_rate"], "learning_rate"),
-                latex_text(row["origin"]),
-            )
-            for arm in ordered(frame["arm"], ARMS)
-            for row in frame[frame["arm"] == arm].to_dict("records")
-        ),
-    )
+    domains, rows = ordered(frame["domain"], DOMAINS), []
+    for arm in ordered(frame["arm"], ARMS):
+        own = frame[frame["arm"] == arm].set_index("domain")
+        found = (format_number(own.loc[domain, "learning_rate"], "learning_rate") for domain in domains)
+        rows.append((label(arm, ARMS), *found, latex_text(", ".join(dict.fromkeys(own["origin"])))))
+    return Table(("Method", *(label(domain, DOMAINS) for domain in domains), "From"), tuple(rows))
 
 
 def textonly_table(results: Path) -> Table:
