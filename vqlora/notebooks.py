@@ -2,7 +2,7 @@
 
     from vqlora.notebooks import start
     here = start(profile, "03_main")
-    runs = run_grid(here.profile.main.runs(here.learning_rates(), base=here.base), here.store, here.profile)
+    runs = run_grid(here.profile.main.runs(base=here.base), here.store, here.profile)
     here.write_results(runs)               # build/<profile>/results/03_main/{runs,cost}.csv, manifest.json
 """
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqlora.config import swept_rates
 from vqlora.experiments import Profile, load_profile
 from vqlora.identity import digest, provenance
 from vqlora.store import RunStore, cost_frame, results_frame, write_results
@@ -63,10 +62,6 @@ class Here:
         folder = self.build / "results" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    def learning_rates(self) -> dict[str, float]:
-        """Rates by arm name from this profile's own sweep, else from the committed one; {} without either."""
-        return swept_rates(self.build / "results" / "lr.csv") or swept_rates(self.root / "results" / "lr.csv")
 
     def write_results(self, runs: Any, cost: Any = None, **more: Any) -> None:
         """Write `runs.csv`, `cost.csv`, `manifest.json`; `runs` is what `run_grid` gave back, or a table."""

@@ -23,7 +23,7 @@ class FramesSettings(Settings):
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
     untrained_counts: tuple[int, ...] = (4, 8)
     seeds: tuple[int, ...] = (0,)
-    learning_rate: float = Field(1e-2, gt=0)                 # where no swept rate is on file
+    learning_rate: float = Field(1e-2, gt=0)                 # of every model
     steps: int = Field(40, ge=1)
     train_clips: int = Field(240, ge=1)
     val_clips: int = Field(64, ge=1)                         # the oracle, and policies, are chosen by these

@@ -186,11 +186,10 @@ def _frames_summary(results: Path) -> pd.DataFrame:
 
 
 def _rates(results: Path) -> pd.DataFrame:
-    sweep = pd.read_csv(results / "03_main" / "sweep.csv")
-    means = sweep.groupby(["arm", "learning_rate"], as_index=False)["value"].mean()
-    best = means.loc[means.groupby("arm")["value"].idxmin()]
+    sweep, named = pd.read_csv(results / "03_main" / "sweep.csv"), ["domain", "arm"]
+    best = sweep.loc[sweep.groupby(named)["value"].idxmin()]
     kept = pd.read_csv(results / "lr.csv")
-    return kept[["arm", "bits"]].merge(best, on="arm")[["arm", "bits", "learning_rate", "value"]]
+    return kept[[*named, "bits"]].merge(best, on=named)[[*named, "bits", "learning_rate", "value"]]
 
 
 def _peaks(results: Path) -> pd.DataFrame:
