@@ -74,7 +74,9 @@ def _kept_runs(results: Path, notebook: str, file: str = "cost.csv"):
         run = store.get(row["key"])
         if run is None or not run.examples_path.is_file():
             raise FileNotFoundError(f"{store.path(row['key'])}: not kept with its examples")
-        settings = run.settings.model_copy(update={"seed": int(row["seed"]), "experiment": row["experiment"]})
+        # What a run is called is not part of its key: two notebooks may share it under names of their own.
+        called = {"seed": int(row["seed"]), "experiment": row["experiment"], "label": row["arm"]}
+        settings = run.settings.model_copy(update=called)
         runs.append(type(run)(run.key, settings, run.metrics, run.cost, run.provenance, run.examples_path))
     return runs
 
