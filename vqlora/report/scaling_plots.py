@@ -103,51 +103,72 @@ def pareto(results: Path) -> Figure:
     height = min(0.7 + 1.75 * len(pairs), 8.3)  # inches, of a page with its caption
     figure, panels = plt.subplots(len(pairs), len(COSTS), squeeze=False, sharey="row", figsize=(6.5, height))
     handles: dict[str, object] = {}
+    tall = 40 * (height - 0.7) / len(pairs)  # of a panel, in points
     for row, (domain, recipe) in zip(panels, pairs, strict=True):
         own = frame[(frame["domain"] == domain) & (frame["recipe"] == recipe)]
-        for panel, (cost, (title, divisor)) in zip(row, COSTS.items(), strict=True):
-            tall = 33 * (height - 0.7) / len(pairs)
-            _scatter(panel, own.assign(cost=own[cost] / divisor), f"front_{cost}", handles, tall)
-            panel.set_xscale("log")
+        fronts = [own[own[f"front_{cost}"]].sort_values([cost, "nll"], ascending=[True, False])
+                  for cost in COSTS]  # fmt: skip
+        names, ends = _names([front["nll"] for front in fronts], own["nll"].max(), tall)
+        for panel, (cost, (title, divisor)), front, at in zip(row, COSTS.items(), fronts, names, strict=True):
+            _scatter(panel, own.assign(cost=own[cost] / divisor), handles)
+            cheap, dear = own[cost].min() / divisor, own[cost].max() / divisor
+            panel.step(front[cost] / divisor, front["nll"], where="post", color="0.6", lw=0.9, zorder=1)
+            for arm, x, y in zip(front["arm"], front[cost] / divisor, at, strict=True):
+                name = label(arm, ARM_NAMES).split(",")[0].replace("\\%", "%")
+                look = {"fontsize": 5, "ha": "right", "va": "center", "textcoords": "offset points"}
+                panel.annotate(name, (x, y), (-3.5, -0.5), **look)
+            panel.set(xscale="log", yscale="log", ylim=ends)
             panel.minorticks_off()
-            _ticks(panel, own[cost] / divisor)
-            panel.margins(x=0.08, y=0.2)
-            low, high = (own[cost] / divisor).agg(["min", "max"])
-            panel.set_xlim(left=low * (low / high) ** 0.95)
+            panel.set_xticks(*_ticks(cheap, dear))
+            panel.set_yticks(*_ticks(own["nll"].min(), own["nll"].max()))
+            panel.margins(x=0.08)
+            panel.set_xlim(left=cheap * (cheap / dear) ** 0.95)
             panel.set_xlabel(title, fontsize=6.5, labelpad=1)
             panel.tick_params(labelsize=6)
         row[0].set_title(f"{label(domain, DOMAINS)}, {RECIPES[recipe]}", fontsize=7.5)
         row[0].set_ylabel("NLL", fontsize=7)
     named = [words for *_, words in ORIGINS.values() if words in handles]
     shown = [handles[words] for words in named]
-    figure.legend(shown, named, loc="outside lower center", ncols=4, fontsize=6.5)
+    figure.legend(shown, named, loc="outside lower center", ncols=5, fontsize=6.5)
     return figure
 
 
-def _ticks(panel, costs: pd.Series) -> None:
+def _ticks(low: float, high: float) -> tuple[np.ndarray, list[str]]:
     """Three ticks with plain numbers: the ends and the middle of what is shown."""
-    low, high = costs.min(), costs.max()
     marks = np.unique([float(f"{x:.2g}") for x in np.geomspace(low, high, 3)])
-    panel.set_xticks(marks, [f"{x:,.0f}" if x < 1e4 else f"{x / 1e3:,.0f}k" for x in marks])
+    return marks, [f"{x / 1e3:,.0f}k" if x >= 1e4 else f"{x:,.0f}" if x >= 10 else f"{x:g}" for x in marks]
 
 
-def _scatter(panel, own: pd.DataFrame, front: str, handles: dict, tall: float) -> None:
-    """tall: height of the panel in points."""
-    line = own[own[front]].sort_values(["cost", "nll"], ascending=[True, False])
-    panel.step(line["cost"], line["nll"], where="post", color="0.6", lw=0.9, zorder=1)
+def _names(fronts: list[pd.Series], top: float, tall: float) -> tuple[list[list[float]], tuple[float, float]]:
+    """Where names of the arms on fronts stand, on a log scale of loss that all fronts share, and its ends.
+
+    To the left of a front there is nothing. A name stands beside its arm, or as far below it as names above
+    ask for; the scale reaches down to the last.
+
+    fronts: losses from the worst down; top: largest loss shown; tall: of a panel, in points.
+    """
+    low = min(front.min() for front in fronts)
+    reach = max(np.log(top / low), 1e-3)
+    for _ in range(20):  # more room makes names smaller on the scale
+        found = []
+        for front in fronts:
+            at, own = np.inf, []
+            for loss in np.log(front):
+                at = min(loss, at - 6 * reach / tall)
+                own.append(at)
+            found.append(own)
+        floor = min(at for own in found for at in own)
+        reach = 0.5 * reach + 0.5 * 1.15 * (np.log(top) - floor)
+    ends = (np.exp(floor - 0.07 * reach), np.exp(np.log(top) + 0.08 * reach))
+    return [np.exp(own).tolist() for own in found], ends
+
+
+def _scatter(panel, own: pd.DataFrame, handles: dict) -> None:
     for row in own.to_dict("records"):
         colour, marker, words = ORIGINS[row["notebook"]]
         face = "white" if row["seeds"] == 1 else colour
         look = {"marker": marker, "color": colour, "markerfacecolor": face, "linestyle": "none"}
         handles.setdefault(words, panel.plot([row["cost"]], [row["nll"]], markersize=3.5, **look)[0])
-    spread = own["nll"].max() - own["nll"].min()
-    points = tall / max(spread, 1e-9)  # per nat
-    lowest = np.inf
-    for row in line.to_dict("records"):  # to the left of a front there is nothing; names do not overlap
-        name = label(row["arm"], ARM_NAMES).split(",")[0].replace("\\%", "%")
-        lowest = min(row["nll"], lowest - 5.5 / points)
-        look = {"fontsize": 5, "ha": "right", "va": "center", "textcoords": "offset points"}
-        panel.annotate(name, (row["cost"], row["nll"]), (-3.5, points * (lowest - row["nll"]) - 0.5), **look)
 
 
 SCALING_FIGURES = {"pareto": pareto, "scaling_fits": scaling_fits}
