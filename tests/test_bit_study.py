@@ -123,12 +123,13 @@ def test_frozen_and_tuned_runs_start_from_their_bases(made):
     assert [(run.label, run.base, run.bits) for run in frozen] == [(b.label, b.source, b.bits) for b in bases]
     asked = {(run.arm, run.domain, run.eval_part, run.steps) for run in frozen}
     assert asked == {("frozen", "source", "val", 0)}
-    tuned = bits.tuned_runs({"nf4-nf4": 0.5}, bases)
+    tuned = bits.tuned_runs(bases)
     assert len(tuned) == len(bits.domains) * len(bits.arms) * len(bits.seeds)
     assert {run.base for run in tuned if run.label == "mixed-25"} == {"some/folder"}
-    assert {run.learning_rate for run in tuned if run.label == "nf4"} == {0.5}
+    swept = load_profile("full", ROOT).bits.tuned_runs(bases, sweep=True)
+    assert {run.eval_part for run in swept} == {"val"} and len({run.learning_rate for run in swept}) > 2
     with pytest.raises(ValueError, match="label 'mixed-25' is no base; allowed: nf4, "):
-        bits.tuned_runs({}, bases[:-1])
+        bits.tuned_runs(bases[:-1])
 
 
 class Run(StoredRun):

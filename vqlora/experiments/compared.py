@@ -184,7 +184,7 @@ class BitsSettings(MainSettings):
         return tuple(RunSettings(**same, label=base.label, bits=base.bits, base=base.source, seed=base.seed)
                      for base in bases)
 
-    def tuned_runs(self, learning_rates: Mapping[str, float], bases: Iterable[Any], *, sweep: bool = False,
+    def tuned_runs(self, bases: Iterable[Any], *, sweep: bool = False,
                    experiment: str = "08_bits") -> tuple[RunSettings, ...]:
         """Every arm on every domain with every seed, from the base in its bits; or the sweep before it."""
         sources = {base.label: base.source for base in bases if base.seed == 0}
@@ -192,5 +192,5 @@ class BitsSettings(MainSettings):
         if lacking:
             raise ValueError(f"arms: label {lacking[0]!r} is no base; allowed: {', '.join(sources)}")
         how = {"base": "", "experiment": experiment}
-        runs = self.sweep_runs(**how) if sweep else self.runs(learning_rates, **how)
+        runs = self.sweep_runs(**how) if sweep else self.runs(**how)
         return tuple(run.model_copy(update={"base": sources[run.label]}) for run in runs)
