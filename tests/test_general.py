@@ -243,15 +243,21 @@ def test_claims_are_judged_on_their_own_readings():
     assert ("visual", "together", "own", "nll") not in table.index
 
 
-def test_one_rate_is_the_best_over_the_sweep(tmp_path):
+def test_each_domain_has_the_best_rate_of_its_sweep(tmp_path):
     asked = GeneralSettings(**SHAPE, sweep=[5e-3, 1e-2])
-    sweep = [Run("x", run, {"nll": run.learning_rate}, {}, {}, None) for run in asked.sweep_runs()]
+    best = {"language": 1e-2, "visual": 5e-3}
+    sweep = [Run("x", run, {"nll": abs(run.learning_rate - best[run.domain])}, {}, {}, None)
+             for run in asked.sweep_runs()]  # fmt: skip
     assert {run.settings.seed for run in sweep} == {1000} and len(sweep) == 4
-    rate = study.settle_rate(asked, sweep, tmp_path / "own.csv", tmp_path / "none.csv")
-    assert rate.iloc[0][["learning_rate", "origin"]].tolist() == [5e-3, "sweep"]
-    later = study.settle_rate(asked, [], tmp_path / "other.csv", tmp_path / "own.csv")
-    assert later.iloc[0][["learning_rate", "origin"]].tolist() == [5e-3, "committed sweep"]
-    assert study.settle_rate(asked, [], tmp_path / "a", tmp_path / "b")["origin"][0] == "profile"
+    rates = study.settle_rates(asked, sweep, tmp_path / "own.csv", tmp_path / "none.csv")
+    assert study.by_domain(rates) == best and set(rates["origin"]) == {"sweep"}
+    later = study.settle_rates(asked, [], tmp_path / "other.csv", tmp_path / "own.csv")
+    assert study.by_domain(later) == best and set(later["origin"]) == {"committed sweep"}
+    trained = [run for run in asked.runs(study.by_domain(later)) if run.arm != "frozen"]
+    assert {(run.domain, run.learning_rate) for run in trained} == set(best.items())
+    plain = study.settle_rates(asked, [], tmp_path / "a", tmp_path / "b")
+    assert set(plain["origin"]) == {"profile"}
+    assert set(plain["learning_rate"]) == {asked.learning_rate}
 
 
 def test_figure_and_tables_are_made_of_the_results(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -39,7 +40,7 @@ class GeneralSettings(Settings):
     train_clips: int = Field(ge=1)
     eval_clips: int = Field(ge=1)
     eval_part: Literal["val", "devtest", "test"] = "test"
-    learning_rate: float = Field(1e-2, gt=0)                 # of all runs, where no swept one is on file
+    learning_rate: float = Field(1e-2, gt=0)                 # where no swept one is on file
     sweep: tuple[float, ...] = ()                            # rates to try on validation
     sweep_seed: int = Field(1000, ge=0)
     sweep_clips: int = Field(64, ge=1)
@@ -58,9 +59,10 @@ class GeneralSettings(Settings):
         self.runs(), self.sweep_runs()                       # building them checks the overrides
         return self
 
-    def runs(self, learning_rate: float | None = None, *, base: str = "released") -> tuple[RunSettings, ...]:
-        """Settings of every run."""
-        rate, made = learning_rate or self.learning_rate, []
+    def runs(self, learning_rates: Mapping[str, float] | None = None, *,
+             base: str = "released") -> tuple[RunSettings, ...]:
+        """Settings of every run; `learning_rates` by domain replace the profile's."""
+        rates, made = dict.fromkeys(self.domains, self.learning_rate) | dict(learning_rates or {}), []
         how = {"base": base, "eval_part": self.eval_part, "eval_clips": self.eval_clips}
         for seed in self.seeds:
             for domain in self.domains:
@@ -68,7 +70,8 @@ class GeneralSettings(Settings):
                 read |= {"also_domains": tuple(d for d in (*self.domains, *self.also) if d != domain)}
                 read |= {"also_languages": self.languages} if domain == self.focus else {}
                 made.append(self._run("frozen", domain, seed, 0.0, **read))
-                made.append(self._run(JOINT, domain, seed, rate, **read))
+                made.append(self._run(JOINT, domain, seed, rates[domain], **read))
+            rate = rates[self.focus]
             made += [self._run(task, self.focus, seed, rate, **how) for task in self.tasks]
             for label, learned in self._languages():
                 read = {"languages": learned, "also_languages": self.languages}

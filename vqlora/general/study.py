@@ -1,7 +1,7 @@
-"""What notebook 11 makes of its runs: the learning rate, means of every reading, planned claims.
+"""What notebook 11 makes of its runs: learning rates, means of every reading, planned claims.
 
-    rate = settle_rate(general, sweep, own, committed)
-    runs = run_grid(general.runs(rate["learning_rate"][0]), here.store, here.profile)
+    rates = settle_rates(general, sweep, own, committed)
+    runs = run_grid(general.runs(by_domain(rates)), here.store, here.profile)
     tests = judge(general, runs)         # family, on, comparison, metric, value, .., verdict
 """
 
@@ -25,7 +25,7 @@ TOLD = {"nll": "NLL", "qa_frac": "questions", "t2v_r1": "retrieval"}
 VERDICTS = ("supported", "denied", "undecided")
 
 
-# -- the rate
+# -- rates
 
 
 def sweep_table(sweep: Sequence[StoredRun]) -> pd.DataFrame:
@@ -35,21 +35,31 @@ def sweep_table(sweep: Sequence[StoredRun]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["domain", "arm", "learning_rate", "metric", "value"])
 
 
-def settle_rate(
+def settle_rates(
     general: GeneralSettings, sweep: Sequence[StoredRun], own: Path, committed: Path
 ) -> pd.DataFrame:
-    """The one rate of all runs (arm "all", bits, learning_rate, origin): that with the lowest mean NLL over
-    this profile's sweep, else the committed one, else the profile's. A sweep's is written to ``own``.
+    """The rate of all runs on each domain: domain, arm ("all"), bits, learning_rate, origin.
+
+    That with the lowest mean NLL in this profile's sweep, else in the committed one, else the profile's. A
+    sweep's is written to ``own``.
     """
     own.unlink(missing_ok=True)
     if sweep:
-        means = sweep_table(sweep).groupby("learning_rate")["value"].mean()
-        best = [("all", "nf4", float(means.idxmin()), float(means.min()))]
-        write_csv(own, pd.DataFrame(best, columns=["arm", "bits", "learning_rate", "value"]))
+        means = sweep_table(sweep).groupby(["domain", "learning_rate"], as_index=False)["value"].mean()
+        best = means.loc[means.groupby("domain")["value"].idxmin()].assign(arm="all", bits="nf4")
+        write_csv(own, best[["domain", "arm", "bits", "learning_rate", "value"]])
     path = next((path for path in (own, committed) if path.is_file()), None)
-    rate = general.learning_rate if path is None else float(pd.read_csv(path)["learning_rate"][0])
-    origin = "profile" if path is None else "sweep" if path == own else "committed sweep"
-    return pd.DataFrame([("all", "nf4", rate, origin)], columns=["arm", "bits", "learning_rate", "origin"])
+    known = {} if path is None else by_domain(pd.read_csv(path))
+    word = "sweep" if path == own else "committed sweep"
+    rows = [(domain, "all", "nf4", known.get(domain, general.learning_rate),
+             word if domain in known else "profile")
+            for domain in general.domains]  # fmt: skip
+    return pd.DataFrame(rows, columns=["domain", "arm", "bits", "learning_rate", "origin"])
+
+
+def by_domain(rates: pd.DataFrame) -> dict[str, float]:
+    """What `settle_rates` gives as a mapping from domain to learning rate."""
+    return dict(zip(rates["domain"], rates["learning_rate"].astype(float), strict=True))
 
 
 # -- readings
