@@ -16,6 +16,7 @@ from vqlora.report.scaling_tables import (
     AXES,
     CURVES,
     FOLDER,
+    MIXED,
     RECIPES,
     distinct,
     fitted,
@@ -114,9 +115,8 @@ def pareto(results: Path) -> Figure:
             cheap, dear = own[cost].min() / divisor, own[cost].max() / divisor
             panel.step(front[cost] / divisor, front["nll"], where="post", color="0.6", lw=0.9, zorder=1)
             for arm, x, y in zip(front["arm"], front[cost] / divisor, at, strict=True):
-                name = label(arm, ARM_NAMES).split(",")[0].replace("\\%", "%")
                 look = {"fontsize": 5, "ha": "right", "va": "center", "textcoords": "offset points"}
-                panel.annotate(name, (x, y), (-3.5, -0.5), **look)
+                panel.annotate(_short(arm), (x, y), (-3.5, -0.5), **look)
             panel.set(xscale="log", yscale="log", ylim=ends)
             panel.minorticks_off()
             panel.set_xticks(*_ticks(cheap, dear))
@@ -131,6 +131,12 @@ def pareto(results: Path) -> Figure:
     shown = [handles[words] for words in named]
     figure.legend(shown, named, loc="outside lower center", ncols=5, fontsize=6.5)
     return figure
+
+
+def _short(arm: str) -> str:
+    """The name of an arm as far as its first comma, but for mixed bits, which begin like the plain ones."""
+    words = label(arm, ARM_NAMES).replace("\\%", "%").split(", ")
+    return words[-1] if arm in MIXED else words[0]
 
 
 def _ticks(low: float, high: float) -> tuple[np.ndarray, list[str]]:
