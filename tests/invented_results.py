@@ -327,7 +327,7 @@ def _main(folder: Path) -> None:
             "verdict",
         ],
     ).to_csv(folder / "tests.csv", index=False)
-    rates = [(domain, *rate, "profile" if rate[0] == "frozen" else "sweep") for domain in DOMAINS for rate in (
+    rates = [(domain, *rate, "sweep" if rate[2] else "profile") for domain in DOMAINS for rate in (
         ("frozen", "bf16", 0.0), ("full", "bf16", 1e-3), ("lora", "bf16", 1e-2), ("qlora", "nf4", 1e-2))]
     columns = ["domain", "arm", "bits", "learning_rate", "origin"]
     pd.DataFrame(rates, columns=columns).to_csv(folder / "lr.csv", index=False)
