@@ -24,7 +24,6 @@ ALL = "rank-4"  # ranks of 4 on all layers: what the budget of a single part buy
 PARTS = ("vision", "fusion", "text")
 CALLED_FOR = {"language": "text", "visual": "vision"}  # the part that a domain's shift is thought to need
 
-
 RATED = ["domain", "arm", "bits"]
 
 
@@ -37,8 +36,8 @@ def settle(
     """The learning rate of every arm on every domain: from this profile's sweep, else the committed one, else
     the profile. Returns domain, arm, bits, learning_rate, origin.
 
-    A part alone wants another rate where it is the wrong one, so that each domain has its own; one that was
-    not swept takes that of a domain that was. The result of a sweep is written to ``own``.
+    One rate for all domains would be decided by the one with the largest losses; one that was not swept takes
+    that of a domain that was. The result of a sweep is written to ``own``.
     """
     own.unlink(missing_ok=True)
     if sweep:
