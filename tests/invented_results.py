@@ -104,7 +104,8 @@ def _ranks(folder: Path) -> None:
              for domain in DOMAINS for arm in arms for rate in (0.01, 0.02)]  # fmt: skip
     columns = ["budget", "domain", "arm", "learning_rate", "chosen"]
     pd.DataFrame(rates, columns=columns).to_csv(folder / "budget_rates.csv", index=False)
-    rates = pd.DataFrame({"arm": list(arms), "learning_rate": 0.01})
+    rates = [(domain, arm, 0.01) for domain in DOMAINS for arm in arms]
+    rates = pd.DataFrame(rates, columns=["domain", "arm", "learning_rate"])
     rates.to_csv(folder / "lr.csv", index=False)
     rank_study.over_budgets(budgets).to_csv(folder / "over_budgets.csv", index=False)
 

@@ -79,11 +79,11 @@ def test_seeds_clips_and_rates_are_none_that_a_choice_was_made_on_and_those_that
     assert PROFILE.data.seed != full.data.seed
     for part in PROFILE.confirm:
         assert len(part.seeds) == 10 and not used & set(part.seeds) and part.eval_part == "test"
-    # Those of bits are of the first sweep of 03, one for both shifts, which its profile still starts from.
-    first = [(arm.name.split("-")[0], arm.bits, arm.learning_rate) for arm in full.main.arms]
+    # Those of bits and ranks are of the first sweeps, one for both shifts, which profiles still start from.
+    first = [(arm.label or arm.arm, arm.bits, arm.learning_rate)
+             for arm in (*full.main.arms, *full.ranks.arms)]  # fmt: skip
     swept = pd.concat([pd.DataFrame(first, columns=["arm", "bits", "learning_rate"]),
-                       *(pd.read_csv(ROOT / "results" / name) for name in
-                         ("05_temporal/swept.csv", "06_ranks/swept.csv"))])  # fmt: skip
+                       pd.read_csv(ROOT / "results" / "05_temporal" / "swept.csv")])
     swept = swept.set_index(["arm", "bits"])
     for run in (run for part in PROFILE.confirm for run in part.runs()):
         like = swept.loc[("rank" if run.method == "shuffled" else run.method, run.bits)]

@@ -158,17 +158,19 @@ def test_other_budgets_may_have_fewer_methods():
         RankSettings(**{**ranks.model_dump(), "more_budgets": (102144,)})
 
 
-def test_other_budgets_are_tuned_around_the_rates_of_the_main_one():
+def test_other_budgets_are_tuned_over_rates_of_their_own():
     ranks = load_profile("full", ROOT).ranks
     small, large = sorted(ranks.more_budgets)
-    assert {run.learning_rate for run in ranks.at(small).sweep_runs()} == {0.01, 0.02}
-    found = ranks.at(large, {"eva-nf4": 0.03})
-    assert {run.learning_rate for run in found.sweep_runs() if run.method == "eva"} == {0.015, 0.03}
-    assert {run.learning_rate for run in found.runs() if run.method == "eva"} == {0.03}
-    assert {run.budget for run in found.sweep_runs()} == {large} and not ranks.at(7).sweep_runs()
+    for budget in (small, large):
+        found = ranks.at(budget).sweep_runs()
+        for method in ranks.more_arms:
+            tried = {run.learning_rate for run in found if run.method == method}
+            assert tried == set(ranks.more_sweeps[budget])
+        assert {run.budget for run in found} == {budget}
+    assert not ranks.at(7).sweep_runs()
     with pytest.raises(ValueError, match="more_sweeps: 7 is none of more_budgets; allowed: 51072, 204288"):
         RankSettings(**{**ranks.model_dump(), "more_sweeps": {7: (1,)}})
-    with pytest.raises(ValueError, match="more_sweeps: 0.*; allowed: factors above 0"):
+    with pytest.raises(ValueError, match="more_sweeps: 0.*; allowed: rates above 0"):
         RankSettings(**{**ranks.model_dump(), "more_sweeps": {small: (0, 1)}})
 
 
@@ -176,6 +178,7 @@ def test_a_method_takes_the_rate_that_is_best_on_a_domain(tmp_path):
     ranks = load_profile("full", ROOT).ranks
     there = ranks.at(51_072)
     loss = {("language", 0.01): 1.0, ("language", 0.02): 1.1, ("visual", 0.01): 0.8, ("visual", 0.02): 0.6}
+    loss |= {(domain, 0.005): 2.0 for domain in there.domains}
     sweep = [StoredRun("key", run, {"nll": loss[run.domain, run.learning_rate]}, {}, {}, tmp_path)
              for run in there.sweep_runs() if run.method in ("uniform", "eva")]  # fmt: skip
     path = tmp_path / "budget_rates.csv"

@@ -91,13 +91,13 @@ class MainSettings(Settings):
 class RankSettings(MainSettings):
     """A comparison of rank allocations at one budget, and of `more_arms` at `more_budgets` beside it.
 
-    Learning rates at another budget: those of `more_sweeps` there, each times an arm's rate at `budget`.
+    Learning rates to try at another budget, for every arm: those of `more_sweeps` there.
     """
 
     budget: int = Field(ge=1)                                # trainable parameters
     more_budgets: tuple[int, ...] = ()
     more_arms: tuple[str, ...] = ()                          # by label; empty: all
-    more_sweeps: dict[int, tuple[float, ...]] = {}           # budget: factors to try on validation
+    more_sweeps: dict[int, tuple[float, ...]] = {}           # budget: rates to try on validation
 
     @model_validator(mode="after")
     def _known(self) -> RankSettings:
@@ -109,23 +109,16 @@ class RankSettings(MainSettings):
         if lost := sorted(set(self.more_sweeps) - set(self.more_budgets)):
             raise ValueError(f"more_sweeps: {lost[0]} is none of more_budgets; allowed: "
                              + (", ".join(map(str, self.more_budgets)) or "none"))
-        if wrong := [factor for own in self.more_sweeps.values() for factor in own if factor <= 0]:
-            raise ValueError(f"more_sweeps: {wrong[0]}; allowed: factors above 0")
+        if wrong := [rate for own in self.more_sweeps.values() for rate in own if rate <= 0]:
+            raise ValueError(f"more_sweeps: {wrong[0]}; allowed: rates above 0")
         return self
 
-    def at(self, budget: int, learning_rates: Mapping[str, float] | None = None) -> RankSettings:
-        """The comparison of `more_arms` at another budget, and its sweep; `learning_rates`, by arm name, are
-        those chosen at `budget`."""
-        kept, rates = self.more_arms or [arm.label or arm.arm for arm in self.arms], learning_rates or {}
-        arms = tuple(arm for arm in self.arms if (arm.label or arm.arm) in kept)
-        factors = self.more_sweeps.get(budget, ())
-
-        def tried(arm: ArmSettings) -> ArmSettings:
-            rate = rates.get(arm.name, arm.learning_rate)
-            sweep = tuple(float(f"{rate * factor:.4g}") for factor in factors)
-            return arm.model_copy(update={"learning_rate": rate, "sweep": sweep})
-
-        return self.model_copy(update={"budget": budget, "arms": tuple(map(tried, arms))})
+    def at(self, budget: int) -> RankSettings:
+        """The comparison of `more_arms` at another budget, and its sweep."""
+        kept = self.more_arms or [arm.label or arm.arm for arm in self.arms]
+        rates = {"sweep": self.more_sweeps.get(budget, ())}
+        arms = tuple(arm.model_copy(update=rates) for arm in self.arms if (arm.label or arm.arm) in kept)
+        return self.model_copy(update={"budget": budget, "arms": arms})
 
     def _run(self, arm, *named) -> RunSettings:
         overrides = {"budget": self.budget, **arm.overrides}

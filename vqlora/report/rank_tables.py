@@ -105,7 +105,7 @@ def rank_budgets_table(results: Path) -> Table:
 
 def _rates(results: Path) -> pd.Series:
     """Learning rates in words by budget and method, one or one for each domain; the main budget's under 0."""
-    main = read_csv(results, "06_ranks/lr.csv", ("arm", "learning_rate")).assign(budget=0, domain="")
+    main = read_csv(results, "06_ranks/lr.csv", ("domain", "arm", "learning_rate")).assign(budget=0)
     path = Path(results, "06_ranks/budget_rates.csv")
     other = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     rates = pd.concat([main, other[other["chosen"]]]) if len(other) else main

@@ -135,7 +135,7 @@ def tuned(there: RankSettings, sweep: Sequence[StoredRun], committed: Path) -> p
     learning_rate, metric, value, chosen (the lowest of a method on a domain).
 
     From this profile's sweep there (`RankSettings.at`), else from the committed table of this form; where a
-    domain and method are in neither it is the rate of the main budget, with no loss.
+    domain and method are in neither it is the rate of the profile, with no loss.
     """
     rows = [(run.settings.domain, run.settings.method, run.settings.learning_rate, run.metrics["nll"])
             for run in sweep]  # fmt: skip
