@@ -6,7 +6,6 @@ import pytest
 
 from vqlora import comparison
 from vqlora.config import RunSettings
-from vqlora.experiments import MainSettings
 from vqlora.store import StoredRun
 
 CLIPS = [f"language-test-{number:05d}" for number in range(40)]
@@ -122,62 +121,6 @@ def test_a_difference_beyond_the_margin_is_denied_and_holm_spans_domains(runs):
     )
     both = comparison.judge(runs, comparison.planned_claims(0.05), values=column)
     assert both["p_holm"].max() >= one["p_holm"].max()
-
-
-def test_the_rate_with_the_lowest_mean_over_domains_is_chosen_and_marked():
-    sweep = [
-        run("lora", 1000, domain, rate, nll=nll)
-        for domain, rate, nll in (
-            ("language", 1e-2, 0.8),
-            ("language", 3e-2, 0.7),
-            ("visual", 1e-2, 1.0),
-            ("visual", 3e-2, 1.3),
-        )
-    ]
-    chosen = comparison.choose_rates(sweep)
-    assert chosen[["arm", "bits", "learning_rate"]].values.tolist() == [["lora", "bf16", 1e-2]]
-    assert chosen["value"].item() == pytest.approx(0.9)
-    with pytest.raises(ValueError, match="no sweep"):
-        comparison.choose_rates([])
-
-
-def main_settings() -> MainSettings:
-    arms = (
-        {"arm": "frozen", "bits": "bf16", "learning_rate": 0},
-        {"arm": "lora", "bits": "bf16", "learning_rate": 0.5},
-        {"arm": "qlora", "bits": "nf4", "learning_rate": 0.25},
-    )
-    return MainSettings(
-        domains=("language", "visual"), arms=arms, seeds=(0, 1), steps=4, train_clips=10, eval_clips=10
-    )
-
-
-def test_rates_come_from_the_sweep_then_the_committed_one_then_the_profile(tmp_path):
-    own, committed = tmp_path / "build" / "lr.csv", tmp_path / "lr.csv"
-    own.parent.mkdir()
-    own.write_text("arm,bits,learning_rate\nlora,bf16,9\n")
-    rates = comparison.settle_rates(main_settings(), [], own, committed)
-    assert rates["learning_rate"].tolist() == [0, 0.5, 0.25] and set(rates["origin"]) == {"profile"}
-    assert not own.exists(), "what an earlier sweep left is not used once the profile has none"
-    committed.write_text("arm,bits,learning_rate\nlora,bf16,0.03\n")
-    rates = comparison.settle_rates(main_settings(), [], own, committed)
-    assert comparison.rates_by_name(rates) == {"frozen-bf16": 0, "lora-bf16": 0.03, "qlora-nf4": 0.25}
-    assert rates["origin"].tolist() == ["profile", "committed sweep", "profile"]
-    rates = comparison.settle_rates(main_settings(), [run("lora", 1000, rate=0.01)], own, committed)
-    assert rates["origin"].tolist() == ["profile", "sweep", "profile"] and rates["learning_rate"][1] == 0.01
-    assert own.read_text().splitlines()[0].startswith("arm,bits,learning_rate")
-
-
-def test_sweep_table_marks_the_rate_used_and_falls_back_to_the_committed_sweep(tmp_path):
-    rates = comparison.settle_rates(main_settings(), [], tmp_path / "own.csv", tmp_path / "none.csv")
-    sweep = [run("lora", 1000, domain, rate) for domain in ("language", "visual") for rate in (0.01, 0.5)]
-    table = comparison.sweep_table(sweep, rates, ("language", "visual"), tmp_path / "none.csv")
-    assert table.loc[table["chosen"], "learning_rate"].tolist() == [0.5, 0.5] and len(table) == 4
-    table.assign(chosen=False).to_csv(tmp_path / "sweep.csv", index=False)
-    again = comparison.sweep_table([], rates, ("language", "visual"), tmp_path / "sweep.csv")
-    assert again["value"].tolist() == table["value"].tolist() and again["chosen"].sum() == 2
-    none = comparison.sweep_table([], rates, ("language", "visual"), tmp_path / "none.csv")
-    assert none["value"].isna().all() and set(none["arm"]) == {"lora", "qlora"} and none["chosen"].all()
 
 
 def test_shared_settings_leave_out_what_differs(runs):

@@ -64,8 +64,9 @@ def test_domains_have_rates_of_their_own_and_what_is_quantized_afterwards_those_
         rates = method_study.settle(both, made, tmp_path / f"{origin}.csv", tmp_path / "sweep.csv")
         found = {(row.domain, row.arm): (row.learning_rate, row.origin) for row in rates.itertuples()}
         for domain, rate in best.items():
-            for arm in ("full", "posttrain-nf4", "posttrain-int8"):
-                assert found[domain, arm] == (rate, origin)
+            assert found[domain, "full"] == (rate, origin)
+            for arm in ("posttrain-nf4", "posttrain-int8"):
+                assert found[domain, arm] == (rate, f"{origin} of full")
             assert found[domain, "qlora"] == (1e-2, origin) and found[domain, "prefix"] == (1e-2, "profile")
     asked = method_study.runs_of(both, rates, "released")
     assert {(run.domain, run.method): run.learning_rate for run in asked} == {

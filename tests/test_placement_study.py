@@ -51,28 +51,6 @@ def test_a_part_alone_spends_the_budget_and_a_rank_says_its_own_size():
     assert text.alpha / text.rank == runs["rank-4"].alpha / runs["rank-4"].rank
 
 
-def test_each_domain_has_the_rate_that_its_own_sweep_chose(tmp_path):
-    best = {("language", "vision"): 4e-2, ("visual", "vision"): 1e-2, ("language", "text"): 2e-2}
-    sweep = [run(arm, domain, 0.5 if rate == top else 0.9, 1000, learning_rate=rate)
-             for (domain, arm), top in best.items() for rate in (1e-2, 2e-2, 4e-2)]  # fmt: skip
-    own, none = tmp_path / "swept.csv", tmp_path / "none.csv"
-    rates = placement_study.settle(placement(), sweep, own, none)
-    found = rates.set_index(["domain", "arm"])
-    assert found.loc[("language", "vision"), "learning_rate"] == 4e-2
-    assert found.loc[("visual", "vision")].tolist() == ["nf4", 1e-2, "sweep"]
-    assert found.loc[("visual", "text")].tolist() == ["nf4", 2e-2, "sweep on language"]
-    assert found.loc[("visual", "rank-4")].tolist() == ["nf4", 1e-2, "profile"]
-    table = placement_study.sweep_table(sweep, rates, none)
-    assert set(table.loc[table["chosen"], "value"]) == {0.5} and table["chosen"].sum() == 3
-    made = {(one.domain, one.method): one.learning_rate for one in
-            placement_study.rated(placement().runs(), rates)}  # fmt: skip
-    assert made["language", "vision"] == 4e-2 and made["visual", "vision"] == 1e-2
-    bases = ScalingSettings().base_runs(placement(), {"xs": "folder"})
-    assert {one.learning_rate for one in placement_study.rated(bases, rates, arm="text")} == {2e-2}
-    again = placement_study.settle(placement(), [], tmp_path / "other.csv", own)
-    assert again.set_index(["domain", "arm"]).loc[("visual", "vision"), "origin"] == "committed sweep"
-
-
 def test_claims_depend_on_what_has_shifted():
     names = ["rank-4", "rank-64", "vision", "text"]
     pairs = {domain: [(c["a"], c["b"]) for c in placement_study.planned(domain, 0.05, names)["primary"]]

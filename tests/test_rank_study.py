@@ -13,8 +13,7 @@ from vqlora.experiments import RankSettings, load_profile
 from vqlora.ranks.allocate import load_reference, reference_weights, save_reference
 from vqlora.report.rank_plots import ranks_by_layer
 from vqlora.store import StoredRun, results_frame
-from vqlora.studies import rank_study
-from vqlora.studies.placement_study import rated
+from vqlora.studies import rank_study, rate_study
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
@@ -60,8 +59,7 @@ def test_methods_of_one_arm_are_told_apart_by_their_labels():
     frame = rank_study.runs_table(results_frame(RUNS))
     assert set(frame["arm"]) == set(summary["arm"]) and "label" not in frame
     assert not [name for name in frame if name.startswith("rank.")] and "rank" in frame
-    chosen = comparison.choose_rates(RUNS)
-    assert sorted(chosen["arm"]) == sorted(set(summary["arm"]))
+    assert set(rate_study.choose(RUNS)["arm"]) == set(summary["arm"])
 
 
 def test_regret_is_the_worst_gap_to_the_best_of_a_domain():
@@ -189,7 +187,7 @@ def test_a_method_takes_the_rate_that_is_best_on_a_domain(tmp_path):
     assert table.loc[table["arm"] == "relative", "value"].isna().all()
     rank_study.table_of_rates([table]).to_csv(path, index=False)
     again = rank_study.tuned(there, [], path)
-    asked = rated(there.runs(), again[again["chosen"]])
+    asked = rate_study.rated(there.runs(), again[again["chosen"]])
     assert {(run.domain, run.learning_rate) for run in asked if run.method == "uniform"} == {
         ("language", 0.01), ("visual", 0.02)}  # fmt: skip
     other = rank_study.tuned(ranks.at(204_288), [], path)

@@ -4,14 +4,13 @@ import matplotlib.pyplot as plt
 import pytest
 from invented_sound import NLL, PROFILE, ROOT, SOUND, run, write_sound
 
-from vqlora.comparison import rates_by_name
 from vqlora.experiments import Profile, SoundSettings, load_profile
 from vqlora.report.sound_plots import sound_kinds
 from vqlora.report.sound_tables import ARMS, SOUND_TABLES
 from vqlora.report.tables import TABLES
 from vqlora.settings_file import ConfigError, parse
 from vqlora.steps import needs
-from vqlora.studies import sound_study
+from vqlora.studies import rate_study, sound_study
 
 
 def test_arms_differ_in_what_they_are_shown_and_in_nothing_else():
@@ -29,13 +28,12 @@ def test_arms_differ_in_what_they_are_shown_and_in_nothing_else():
 
 def test_arms_without_a_sweep_take_the_rate_of_the_arm_they_are_held_against(tmp_path):
     swept = [run(settings) for settings in SOUND.sweep_runs()]
-    rates = sound_study.settle(SOUND, swept, tmp_path / "own.csv", tmp_path / "none.csv").set_index("arm")
+    own, none = tmp_path / "own.csv", tmp_path / "none.csv"
+    rates = rate_study.taken_from(rate_study.settle(SOUND, swept, own, none), SOUND.rates_of)
+    origins = rates.set_index("arm")["origin"]
     assert (rates["learning_rate"] == 5e-3).all()
-    assert rates.loc["gated", "origin"] == "sweep of sound" and rates.loc["silent", "origin"] == "sweep"
-    later = sound_study.settle(SOUND, [], tmp_path / "other.csv", tmp_path / "own.csv")
-    origins = {"", " of sound", " of silent"}
-    assert set(later["origin"]) == {f"committed sweep{of}" for of in origins}
-    asked = SOUND.runs(rates_by_name(later))
+    assert origins["gated"] == "sweep of sound" and origins["silent"] == "sweep"
+    asked = rate_study.rated(SOUND.runs(), rates)
     assert {settings.learning_rate for settings in asked} == {5e-3}
 
 

@@ -1,8 +1,7 @@
-"""From finished runs to what a comparison reports: means with intervals, planned tests, learning rates.
+"""From finished runs to what a comparison reports: means with intervals and planned tests.
 
     summary = summarise(runs)                        # domain, arm, metric, value, low, high
     tests = judge(runs, planned_claims(margin_nll=0.05))
-    rates = settle_rates(main, sweep, ...)           # the learning rate of each arm, and where it is from
 
 The frames that come back are the results files of the notebook, columns and all; `vqlora.report` reads them
 by name.
@@ -12,15 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from vqlora import stats
-from vqlora.config import arm_name, swept_rates
-from vqlora.experiments import MainSettings
-from vqlora.store import StoredRun, write_csv
+from vqlora.store import StoredRun
 
 CLIP_METRICS = tuple(
     "nll token_accuracy_frac slot_frac exact_frac rouge_l cider qa_frac "
@@ -185,97 +181,6 @@ def judge(
             "smallest_effect",
             "verdict",
         ]
-    ]
-
-
-def choose_rates(sweep: Sequence[StoredRun], metric: str = "nll") -> pd.DataFrame:
-    """The learning rate of each arm with the lowest mean of a loss over domains and seeds of a sweep.
-
-    Returns:
-        arm, bits, learning_rate, value (that mean). Raises ValueError for an empty sweep.
-    """
-    rows = [
-        {
-            "arm": run.settings.method,
-            "bits": run.settings.bits,
-            "learning_rate": run.settings.learning_rate,
-            "value": run.metrics[metric],
-        }
-        for run in sweep
-    ]
-    if not rows:
-        raise ValueError("no sweep to choose learning rates from")
-    means = pd.DataFrame(rows).groupby(["arm", "bits", "learning_rate"], as_index=False)["value"].mean()
-    return means.loc[means.groupby(["arm", "bits"])["value"].idxmin()].reset_index(drop=True)
-
-
-def settle_rates(main: MainSettings, sweep: Sequence[StoredRun], own: Path, committed: Path) -> pd.DataFrame:
-    """The learning rate of every arm: from this profile's sweep, else the committed one, else the profile.
-
-    The result of a sweep is written to ``own``, where later notebooks of the profile find it.
-
-    Returns:
-        arm, bits, learning_rate, origin (`sweep`, `committed sweep` or `profile`), in the order of the
-        profile.
-    """
-    own.unlink(missing_ok=True)
-    if sweep:
-        write_csv(own, choose_rates(sweep))
-    rows = []
-    for arm in main.arms:
-        found = [
-            (path, rates[arm.name]) for path in (own, committed) if arm.name in (rates := swept_rates(path))
-        ]
-        origin = "profile" if not found else "sweep" if found[0][0] == own else "committed sweep"
-        rows.append((arm.label or arm.arm, arm.bits, found[0][1] if found else arm.learning_rate, origin))
-    return pd.DataFrame(rows, columns=["arm", "bits", "learning_rate", "origin"])
-
-
-def rates_by_name(rates: pd.DataFrame) -> dict[str, float]:
-    """What `settle_rates` gives as a mapping from arm name (`qlora-nf4`) to learning rate."""
-    names = map(arm_name, rates["arm"], rates["bits"])
-    return dict(zip(names, rates["learning_rate"], strict=True))
-
-
-def sweep_table(
-    sweep: Sequence[StoredRun],
-    rates: pd.DataFrame,
-    domains: Sequence[str],
-    committed: Path,
-    metric: str = "nll",
-) -> pd.DataFrame:
-    """Every swept rate with its loss: domain, arm, learning_rate, metric, value, chosen (it is the one used).
-
-    Without a sweep in this profile the committed table is taken; without that, the rates used, with no loss.
-    """
-    used = dict(zip(rates["arm"], rates["learning_rate"], strict=True))
-    if sweep:
-        table = pd.DataFrame(
-            [
-                {
-                    "domain": run.settings.domain,
-                    "arm": run.settings.method,
-                    "learning_rate": run.settings.learning_rate,
-                    "value": run.metrics[metric],
-                }
-                for run in sweep
-            ]
-        )
-        table = table.groupby(["domain", "arm", "learning_rate"], as_index=False)["value"].mean()
-    elif committed.is_file():
-        table = pd.read_csv(committed)
-        table = table[table["metric"] == metric]
-    else:
-        table = pd.DataFrame(
-            [(domain, arm, rate, math.nan) for domain in domains for arm, rate in used.items() if rate],
-            columns=["domain", "arm", "learning_rate", "value"],
-        )
-    chosen = [
-        math.isclose(used.get(arm, math.nan), rate)
-        for arm, rate in zip(table["arm"], table["learning_rate"], strict=True)
-    ]
-    return table.assign(metric=metric, chosen=chosen)[
-        ["domain", "arm", "learning_rate", "metric", "value", "chosen"]
     ]
 
 

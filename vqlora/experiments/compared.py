@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -59,11 +59,9 @@ class MainSettings(Settings):
         self.runs(), self.sweep_runs()                       # building them checks the overrides
         return self
 
-    def runs(self, learning_rates: Mapping[str, float] | None = None, *, base: str = "released",
-             experiment: str = "03_main") -> tuple[RunSettings, ...]:
-        """Settings of every run; `learning_rates` by arm name (see `swept_rates`) replace the profile's."""
-        rates = learning_rates or {}
-        return tuple(self._run(arm, domain, seed, rates.get(arm.name, arm.learning_rate), base, experiment,
+    def runs(self, *, base: str = "released", experiment: str = "03_main") -> tuple[RunSettings, ...]:
+        """Settings of every run, at the profile's learning rates."""
+        return tuple(self._run(arm, domain, seed, arm.learning_rate, base, experiment,
                                self.eval_part, self.eval_clips)
                      for domain in self.domains for arm in self.arms for seed in self.seeds)
 
@@ -135,7 +133,7 @@ class TemporalSettings(MainSettings):
     fewer: tuple[str, ...] = ("plain", "rank")               # arms, by label
     gate_rates: tuple[float, ...] = ()                       # times the learning rate
 
-    def runs(self, learning_rates: Mapping[str, float] | None = None, *, base: str = "released",
+    def runs(self, *, base: str = "released",
              experiment: str = "05_temporal") -> tuple[RunSettings, ...]:
         """Settings of every run: all arms on `domains`, then the `fewer` on `more_domains`."""
         unknown = sorted(set(self.fewer) - {arm.label for arm in self.arms})
@@ -145,8 +143,7 @@ class TemporalSettings(MainSettings):
         arms = tuple(arm for arm in self.arms if arm.label in self.fewer)
         more = self.model_copy(update={"domains": self.more_domains, "arms": arms})
         how = {"base": base, "experiment": experiment}
-        return tuple(run for part in (self, more)
-                     for run in MainSettings.runs(part, learning_rates, **how))
+        return tuple(run for part in (self, more) for run in MainSettings.runs(part, **how))
 
     def sweep_runs(self, *, base: str = "released",
                    experiment: str = "05_sweep") -> tuple[RunSettings, ...]:

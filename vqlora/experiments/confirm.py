@@ -40,7 +40,7 @@ class ConfirmPart(MainSettings):
         """Primary comparisons of this part: each claim on each domain."""
         return len(self.domains) * sum(claim.family == PRIMARY for claim in self.claims)
 
-    def runs(self, learning_rates=None, *, base: str = "released",
+    def runs(self, *, base: str = "released",
              experiment: str = "15_confirmation") -> tuple[RunSettings, ...]:
         """Settings of every run."""
-        return super().runs(learning_rates, base=base, experiment=experiment)
+        return super().runs(base=base, experiment=experiment)

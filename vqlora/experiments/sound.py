@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from vqlora.config import RunSettings, Settings
-from vqlora.experiments.compared import ArmSettings, MainSettings
+from vqlora.experiments.compared import MainSettings
 
 Metric = Literal["nll", "qa_frac"]
 
@@ -60,15 +60,9 @@ class SoundSettings(MainSettings):
                                  "sweep, and an arm with a rate of its own")
         return self
 
-    def swept_like(self, arm: ArmSettings) -> ArmSettings:
-        """The arm whose learning rate `arm` takes: itself, unless `rates_of` names another."""
-        wanted = self.rates_of.get(arm.label or arm.arm, arm.label or arm.arm)
-        return next(one for one in self.arms if (one.label or one.arm) == wanted)
-
-    def runs(self, learning_rates=None, *, base: str = "released",
-             experiment: str = "16_sound") -> tuple[RunSettings, ...]:
+    def runs(self, *, base: str = "released", experiment: str = "16_sound") -> tuple[RunSettings, ...]:
         """Settings of every run; `base` is one that listens, for arms with sound."""
-        return super().runs(learning_rates, base=base, experiment=experiment)
+        return super().runs(base=base, experiment=experiment)
 
     def sweep_runs(self, *, base: str = "released", experiment: str = "16_sweep") -> tuple[RunSettings, ...]:
         """Settings of the sweep, on validation."""

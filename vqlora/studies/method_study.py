@@ -18,7 +18,7 @@ from vqlora import comparison
 from vqlora.config import RunSettings
 from vqlora.experiments import MainSettings
 from vqlora.store import StoredRun, cost_frame, results_frame
-from vqlora.studies import placement_study
+from vqlora.studies import rate_study
 
 EXPERIMENT = "03_more"
 NAMES = {
@@ -35,7 +35,6 @@ WITH_BASE = "qlora"  # what every other method is held against
 AFTER = "full"  # what is quantized after its training
 COSTS = ("step_peak_bytes", "adapter_bytes", "quantized_bytes")  # counted, beside those of every summary
 SUMMARY = ["domain", "arm", "metric", "value", "low", "high"]
-RATES = [*placement_study.RATED, "learning_rate", "origin"]
 TESTS = ["domain", "comparison", "metric", "value", "low", "high", "claim", "margin", "p", "p_holm",
          "smallest_effect", "verdict", "family"]  # fmt: skip
 
@@ -52,34 +51,30 @@ def runs_of(methods: MainSettings | None, rates: pd.DataFrame, base: str) -> tup
     """Every run of the comparison, at the rates of `settle`."""
     if not methods:
         return ()
-    return placement_study.rated(methods.runs(base=base, experiment=EXPERIMENT), rates)
+    return rate_study.rated(methods.runs(base=base, experiment=EXPERIMENT), rates)
 
 
 def settle(
     methods: MainSettings | None, sweep: Sequence[StoredRun], own: Path, committed: Path
 ) -> pd.DataFrame:
-    """The rate of every arm on every domain as `placement_study.settle` finds it: RATES.
+    """The rate of every arm on every domain as `rate_study.settle` finds it: RATES.
 
-    Methods as unlike as these want rates that differ by domain: one for both would favour those that do not
-    mind. Arms that quantize after full fine-tuning train as it does and take its rate.
+    Arms that quantize after full fine-tuning train as it does and take its rate.
     """
     if not methods:
-        return pd.DataFrame(columns=RATES)
-    rates = placement_study.settle(methods, sweep, own, committed)
-    after = rates["arm"].isin([arm.label or arm.arm for arm in methods.arms if arm.arm == "posttrain"])
-    for domain, full in rates[rates["arm"] == AFTER].set_index("domain").iterrows():
-        taken = ["learning_rate", "origin"]
-        rates.loc[after & (rates["domain"] == domain), taken] = full[taken].tolist()
-    return rates
+        return pd.DataFrame(columns=rate_study.RATES)
+    after = [arm.label or arm.arm for arm in methods.arms if arm.arm == "posttrain"]
+    rates = rate_study.settle(methods, sweep, own, committed)
+    return rate_study.taken_from(rates, dict.fromkeys(after, AFTER))
 
 
 def sweep_table(
     methods: MainSettings | None, sweep: Sequence[StoredRun], rates: pd.DataFrame, committed: Path
 ) -> pd.DataFrame:
-    """Every swept rate with its validation loss, as `placement_study.sweep_table`; empty without methods."""
+    """Every swept rate with its validation loss, as `rate_study.sweep_table`; empty without methods."""
     if not methods:
-        return pd.DataFrame(columns=["domain", "arm", "learning_rate", "metric", "value", "chosen"])
-    return placement_study.sweep_table(sweep, rates, committed)
+        return pd.DataFrame(columns=[*rate_study.TRIED, "chosen"])
+    return rate_study.sweep_table(sweep, rates, committed)
 
 
 # -- results

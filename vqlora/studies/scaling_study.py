@@ -19,6 +19,7 @@ import pandas as pd
 
 from vqlora import comparison, scaling, stats
 from vqlora.store import StoredRun
+from vqlora.studies import rate_study
 
 COSTS = ("train_bytes", "step_flops", "trainable_parameters")
 # Bytes of a step depend on what was computed in, too.
@@ -141,11 +142,7 @@ def base_rates(sweep: Sequence[StoredRun]) -> pd.DataFrame:
     """The learning rate of each base on each domain, by validation NLL: domain, arm, bits, learning_rate,
     metric, value; empty without a sweep."""
     columns = ["domain", "arm", "bits", "learning_rate", "metric", "value"]
-    parts = [pd.DataFrame(columns=columns)]
-    for domain in dict.fromkeys(run.settings.domain for run in sweep):
-        own = comparison.choose_rates([run for run in sweep if run.settings.domain == domain])
-        parts.append(own.assign(domain=domain, metric="nll"))
-    return pd.concat(parts[1:] or parts, ignore_index=True)[columns]
+    return rate_study.choose(sweep).assign(metric="nll")[columns]
 
 
 def judge_bases(runs: Sequence[StoredRun], values: Callable | None = None) -> pd.DataFrame:

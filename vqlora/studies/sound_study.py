@@ -1,7 +1,5 @@
-"""What notebook 16 asks of its runs: rates, means by kind of question, planned claims.
+"""What notebook 16 asks of its runs: means by kind of question, planned claims.
 
-    rates = settle(sound, sweep, own, committed)       # arm, bits, learning_rate, origin
-    runs = run_grid(sound.runs(rates_by_name(rates), base=base), here.store, here.profile)
     tests = judge(sound, runs)                         # domain, comparison, metric, .., verdict, family
     kinds(runs)                                        # domain, arm, metric (qa_when_frac), value, low, high
 """
@@ -25,25 +23,6 @@ METRICS = ("nll", "slot_frac", "exact_frac", "qa_frac", "t2v_r1")
 # picture; or both, as a tone does not say whose it is.
 GROUPS = {"heard": ("direction", "count", "when"), "both": ("what", "order"), "seen": ("where", "still")}
 VERDICTS = ("supported", "denied", "undecided")
-
-
-# -- rates
-
-
-def settle(sound: SoundSettings, sweep: Sequence[StoredRun], own: Path, committed: Path) -> pd.DataFrame:
-    """The learning rate of every arm: arm, bits, learning_rate, origin.
-
-    From this profile's sweep, else the committed one, else the profile; an arm in `rates_of` takes that of
-    the arm it names. The result of a sweep is written to ``own``.
-    """
-    rates = comparison.settle_rates(sound, sweep, own, committed)
-    known, rows = rates.set_index("arm"), []
-    for arm in sound.arms:
-        name, like = arm.label or arm.arm, sound.swept_like(arm)
-        found = known.loc[like.label or like.arm]
-        origin = found["origin"] if like == arm else f"{found['origin']} of {like.label or like.arm}"
-        rows.append((name, arm.bits, float(found["learning_rate"]), origin))
-    return pd.DataFrame(rows, columns=["arm", "bits", "learning_rate", "origin"])
 
 
 # -- means
