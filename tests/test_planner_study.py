@@ -68,6 +68,7 @@ def test_claims_are_judged_against_the_range_that_unstated_settings_span(monkeyp
     assert "tokens, batch and rank are not stated" in inside["why"]
     found = study.claims_summary(low.to_frame().T).set_index(["arm", "metric"])["value"]
     assert found["1b", "verdict"] == "denied" and found["all", "denied_count"] == 1
+    assert found["1b", "found_name"] == f"{low['least_gb']:.1f} GB or more at 16 bits"
 
 
 def test_a_setting_that_was_measured_with_this_code_is_not_measured_again(tmp_path, table):

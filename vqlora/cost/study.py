@@ -108,8 +108,11 @@ def planner_summary(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims_summary(stated: pd.DataFrame) -> pd.DataFrame:
-    """Keyed numbers of `sizes.stated_sizes`: the verdict on each row, and how many rows got which."""
-    rows = [(row["size"].lower(), "verdict", row["verdict"]) for row in stated.to_dict("records")]
+    """Keyed results of `sizes.stated_sizes`: each row's verdict, what 16 bits take, how many got which verdict."""
+    rows = []
+    for row in stated.to_dict("records"):
+        told = f"{row['least_gb']:.1f} GB or more at 16 bits"
+        rows += [(row["size"].lower(), "verdict", row["verdict"]), (row["size"].lower(), "found_name", told)]
     counted = stated["verdict"].value_counts()
     words = ("supported", "denied", "undecided")
     rows += [("all", f"{word}_count", int(counted.get(word, 0))) for word in words]

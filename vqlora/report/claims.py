@@ -134,7 +134,8 @@ def _judge(name: str, claim: Claim, keys: Mapping[str, Value], results: Path, st
         ends = [keys.get(f"{claim.key}.stated_{end}_frac") for end in ("low", "high")]
         if all(ends):
             expected = f"{ends[0].text} to {ends[1].text}"
-        found = f"{value.text} {value.interval}".strip() if value else "--"
+        told = keys.get(f"{claim.key}.found_name")
+        found = f"{value.text} {value.interval}".strip() if value else told.text if told else "--"
         return Judged(name, claim, expected, found, says)
     number, low, high = _measured(name, claim, keys)
     found = format_number(number, metric)
